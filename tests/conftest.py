@@ -1,0 +1,47 @@
+"""What every test runs under: no network, two threads, a fixed seed, uninitialised memory that shows, the same examples."""
+
+import os
+
+# Read once by the packages when they are imported, so they are set first.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+
+import hypothesis
+import pytest
+import torch
+
+# The same examples on every machine; HYPOTHESIS_PROFILE=search looks for new ones.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=40)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)
+    poison_empty()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    torch.manual_seed(0)
+
+
+def poison_empty() -> None:
+    """Fill what torch.empty and its kin return with NaN: a value that was never written cannot pass for a zero."""
+
+    def poisoned(make):
+        def filled(*args, **kwargs):
+            out = make(*args, **kwargs)
+            if torch.compiler.is_compiling() or not (out.is_floating_point() and out.device.type in ("cpu", "cuda")):
+                return out
+            return out.detach().fill_(float("nan")).requires_grad_(out.requires_grad)
+
+        return filled
+
+    torch.empty = poisoned(torch.empty)
+    torch.empty_like = poisoned(torch.empty_like)
+    torch.Tensor.new_empty = poisoned(torch.Tensor.new_empty)
