@@ -1,0 +1,128 @@
+"""The documentation: its examples run, its links lead somewhere, its generated parts are those of this commit."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import fenchel
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+# The pages under docs/api are docstrings, whose examples run as doctests.
+WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+ALL = [*WRITTEN, *sorted(DOCS.glob("api/*.md"))]
+FENCE = re.compile(r"^```(\w[^\n]*)?\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def script(name: str):
+    """A build script of docs/, as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=name_of)
+def test_every_python_block_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in FENCE.finditer(text):
+        language = (block[1] or "").strip()
+        assert not language.startswith(("python ", "py")) or language == "python", f"unknown kind of block: {language}"
+        if language == "python":
+            # blank lines put the code at its own line numbers, so that a failure names the line of the page
+            line = text.count("\n", 0, block.start(2))
+            exec(compile("\n" * line + block[2], str(path), "exec"), namespace)
+
+
+def anchors_of(path: Path) -> set[str]:
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ +(.+)$", text, re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in titles]
+    found: set[str] = set()
+    for title in plain:
+        slug = re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-")
+        # a heading that repeats an anchor gets a number
+        found.add(next(s for s in (slug, *(f"{slug}-{i}" for i in range(1, 99))) if s not in found))
+    return found
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_links_lead_somewhere(path):
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), f"{name_of(path)} links to {target}, which is not there"
+        assert ROOT in there.parents, f"{name_of(path)} links out of the project: {target}"
+        if anchor:
+            assert anchor in anchors_of(there), f"{name_of(path)} links to {target}, which has no such heading"
+
+
+def test_api_pages_are_those_of_the_docstrings():
+    made = script("build_api").pages()
+    committed = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md")}
+    assert committed == made, "docs/api is stale: run `make docs`"
+
+
+def test_every_public_name_has_an_entry():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
+    headings = set(re.findall(r"^## (\w+)$", text, re.MULTILINE))
+    assert set(fenchel.__all__) - {"__version__"} <= headings
+
+
+def numbers_and_rest(svg: str) -> tuple[list[float], str]:
+    number = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+    return [float(found) for found in number.findall(svg)], number.sub("0", svg)
+
+
+def test_plots_are_those_of_the_library(tmp_path):
+    made = script("plots").draw(tmp_path)
+    committed = sorted((DOCS / "img").glob("*.svg"))
+    assert [path.name for path in committed] == sorted(path.name for path in made)
+    for path in committed:
+        old, old_rest = numbers_and_rest(path.read_text())
+        new, new_rest = numbers_and_rest((tmp_path / path.name).read_text())
+        assert old_rest == new_rest, f"{path.name} is stale: run `make docs`"
+        # coordinates are hundredths of a point: the last digit may differ between processors
+        assert new == pytest.approx(old, abs=0.02), f"{path.name} is stale: run `make docs`"
+
+
+def test_numbers_of_a_plot_are_compared_by_value():
+    assert numbers_and_rest('<a x="1.50" y="-2"/>') == ([1.5, -2.0], '<a x="0" y="0"/>')
+
+
+def test_the_readme_promises_what_the_makefile_has():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    promised = set(re.findall(r"\bmake (\w+)", "\n".join(path.read_text() for path in WRITTEN)))
+    assert {"demo", "test"} <= promised <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("package", ["typer", "transformers"])
+def test_a_missing_extra_is_one_line(package, monkeypatch):
+    from fenchel.__main__ import main
+
+    class Missing:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == package:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for name in [n for n in sys.modules if n.partition(".")[0] == package or n.startswith("fenchel.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    monkeypatch.setattr(sys, "argv", ["fenchel", "compare", "--out", "never"])
+    with pytest.raises(SystemExit, match=r"^fenchel: this needs the package \w+: pip install 'fenchel\[\w+\]'$"):
+        main()

@@ -1,0 +1,119 @@
+"""The package as a whole: what it exports, what it imports, how fast, and in which direction."""
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import typing
+from pathlib import Path
+
+import pytest
+
+import fenchel
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / "fenchel"
+
+# Data flows one way: nothing imports from its right. A module belongs to the first entry that names it or its package.
+LAYERS = (
+    {"__init__"},
+    {"checks"},
+    {"generators", "from_f"},
+    {"solve"},
+    {"operators"},
+    {"divergences"},
+    {"losses"},
+    {"head"},
+    {"study"},
+    {"cli", "__main__"},
+)
+# `Generator.from_f` is a front door to the file that derives a generator, and loads it when called.
+DEFERRED = {("generators", "from_f")}
+
+MODULES = sorted(path.relative_to(SOURCE).with_suffix("").as_posix().replace("/", ".") for path in SOURCE.rglob("*.py"))
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"PYTHONPATH": str(SOURCE.parent)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True, timeout=100).stdout
+
+
+def test_the_version_is_that_of_the_project_file():
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert declared is not None
+    assert fenchel.__version__ == declared[1]
+
+
+def test_the_core_needs_torch_and_numpy_alone():
+    loaded = run(
+        """
+        import sys
+        import torch, numpy
+        before = set(sys.modules)
+        import fenchel
+        print(*{name.partition(".")[0] for name in set(sys.modules) - before})
+        """
+    )
+    assert set(loaded.split()) - set(sys.stdlib_module_names) == {"fenchel"}
+
+
+def test_importing_adds_less_than_a_third_of_a_second():
+    timed = "import time, torch; start = time.perf_counter(); import fenchel; print(time.perf_counter() - start)"
+    assert min(float(run(timed)) for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize("name", sorted(fenchel.__all__))
+def test_public_names_are_documented_and_typed(name):
+    thing = getattr(fenchel, name)
+    assert ">>> " in (inspect.getdoc(thing) or ""), f"fenchel.{name} has no example in its docstring"
+    # an enumeration of constants has no parameters; classes are judged by their constructor
+    function = thing.__init__ if inspect.isclass(thing) else thing
+    hints = typing.get_type_hints(function)
+    for parameter in list(inspect.signature(function).parameters.values())[inspect.isclass(thing) :]:
+        assert parameter.name in hints, f"fenchel.{name}: no type for {parameter.name}"
+    assert "return" in hints, f"fenchel.{name}: no return type"
+
+
+def layer_of(module: str) -> int:
+    top = module.partition(".")[0]
+    return next(i for i, names in enumerate(LAYERS) if top in names)
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of this package that a module imports, relative or absolute."""
+    path = SOURCE / (module.replace(".", "/") + ".py")
+    package = ["fenchel", *module.split(".")[:-1]]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{origin}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("fenchel.") for name in found if name.startswith("fenchel.")}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__"])
+def test_nothing_imports_from_its_right(module):
+    mine = layer_of(module)
+    for other in imports_of(module):
+        first = other.partition(".")[0]
+        if (SOURCE / first).with_suffix(".py").exists() or (SOURCE / first).is_dir():
+            allowed = layer_of(other) <= mine or (module, first) in DEFERRED
+            assert allowed, f"{module} imports {other}, which is to its right"
+
+
+def test_layers_name_only_what_exists():
+    there = {module.partition(".")[0] for module in MODULES}
+    assert set().union(*LAYERS) == there
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30)
+    return [ROOT / name for name in listed.stdout.split("\0") if name]
