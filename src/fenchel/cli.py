@@ -1,0 +1,142 @@
+"""The command line: compare, list, show, bench. Commands import what they need, so that --help is quick."""
+
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Probabilistic training objectives: compare them on your model and data, and see what they are.",
+    pretty_exceptions_enable=False,
+)
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the command with one line on stderr for what the user can put right; anything else keeps its traceback."""
+    from fenchel.study.errors import StudyError
+
+    try:
+        yield
+    except StudyError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command continues from the last checkpoint", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def compare(
+    objectives: Annotated[
+        str | None, typer.Option(help="Generators to train with, separated by commas; the first is the baseline.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs per objective.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of a run, instead of what the budget allows.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Minutes for the whole study: chooses the size of the model and the steps.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Text file, directory, JSONL, Parquet, Hugging Face data set directory or id, "
+            "instead of the Python standard library's source."
+        ),
+    ] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of the rows of --data that holds the text.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint directory, config.json, or a preset: nano, small, medium, large, huge."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate, the same for every objective.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory of the record and the report.")] = Path("fenchel-study"),
+    report_to: Annotated[str, typer.Option(help="Where Trainer also reports: tensorboard, wandb, ...")] = "none",
+) -> None:
+    """Train one model under several objectives; say which is better, faster and smaller.
+
+    The same command continues a study that was interrupted. With no options: cross-entropy, alpha = 1.5, alpha = 2
+    and Jensen-Shannon with three seeds each, on the source of the Python standard library, in five minutes.
+    """
+    with one_line_errors():
+        warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
+        from fenchel.study import report
+        from fenchel.study.compare import Request, compare
+
+        given = {
+            "objectives": None if objectives is None else tuple(name.strip() for name in objectives.split(",")),
+            "seeds": seeds,
+            "budget": budget,
+        }
+        request = Request(
+            data=data,
+            text_field=text_field,
+            model=model,
+            steps=steps,
+            lr=lr,
+            batch_size=batch_size,
+            context=context,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        console = Console()
+        command = shlex.join(["fenchel", *sys.argv[1:]])
+        path = compare(request, out, report_to=report_to, console=console, command=command)
+        console.print(report.table(out))
+        console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_generators() -> None:
+    """All generators and their properties."""
+    from fenchel.show import table
+
+    Console().print(table())
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A generator, e.g. alpha:1.5; `fenchel list` names them.")],
+    out: Annotated[Path | None, typer.Option(help="Write the plots to this .svg, .png or .html file.")] = None,
+) -> None:
+    """Formula, properties, source and plots of a generator."""
+    from fenchel import show as pictures
+
+    try:
+        if out is None:
+            pictures.show(name, Console())
+        else:
+            pictures.save(name, out)
+            typer.echo(f"wrote {out}")
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)
+def bench(context: typer.Context) -> None:
+    """Time and memory of the fused heads against dense ones on this machine; `fenchel bench --help` says more."""
+    try:
+        from fenchel.bench import run
+    except ModuleNotFoundError as error:
+        if error.name != "fenchel.bench":
+            raise
+        _fail("this installation of fenchel has no benchmark (fenchel.bench is missing)")
+        return
+    run(context.args)

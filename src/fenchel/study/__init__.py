@@ -1,0 +1,1 @@
+"""`fenchel compare`: train one model under several objectives and say which is better, faster and smaller."""

@@ -1,0 +1,34 @@
+"""A sampled continuation: what a model writes, drawn from the distribution that it was trained for."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SEED = 0
+
+
+@torch.no_grad()
+def continuation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Tensor, generator: str, tokens: int = 96
+) -> dict[str, str]:
+    """{"prompt", "text"}: `tokens` tokens after `prompt` [T], drawn from softargmax(logits, generator).
+
+    The random numbers are the same for every objective, so that differences come from the models.
+    """
+    from fenchel import softargmax
+
+    was_training = model.training
+    model.eval()
+    random = torch.Generator().manual_seed(SEED)
+    step, cache, drawn = prompt[None].to(model.device), None, []
+    for _ in range(tokens):
+        outputs = model(input_ids=step, past_key_values=cache, use_cache=True)
+        cache = outputs.past_key_values
+        p = softargmax(outputs.logits[0, -1].float(), generator).cpu()
+        token = int(torch.multinomial(p, 1, generator=random))
+        if token == tokenizer.eos_token_id:
+            break
+        drawn.append(token)
+        step = torch.tensor([[token]], device=model.device)
+    model.train(was_training)
+    return {"prompt": tokenizer.decode(prompt.tolist()), "text": tokenizer.decode(drawn)}
