@@ -1,0 +1,266 @@
+"""From scores to probabilities: softargmax, its value and its entropy, for any generator; the sigmoid and softplus of two classes.
+
+    p = argmax_{p in simplex} <p, theta> - D_f(p||q),    p_j = q_j (f*)'(max(theta_j - tau, f'(0))),   tau such that p sums to one.
+
+The threshold comes from an opaque solver (`solve`); derivatives are the implicit ones: dp = (diag(w) - w w^T / sum w) dtheta, w_j = q_j / f''(p_j/q_j) on
+the support, and d value = <p, dtheta>. Eager and functorch use one autograd.Function, whose backward is a function of its own *output* p, so it can be
+differentiated again. A compiler refuses a Function with a jvp, so compiled code takes two differentiable Newton steps from the solver's constant: one
+step would give right first and silently wrong second derivatives.
+
+Conventions. A logit of -inf means "not in the vocabulary". Values drop the constant f(0) (sum q - 1) that a token with p = 0 would add, so KL gives
+logsumexp and a column of -inf equals a dropped one. Where f(0) is infinite the value is reported relative to its value at zero logits.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import check_floating, check_positive, check_vocabulary, reference
+from .generators import INF, Generator, generator, operator_of
+from .solve import top_of
+
+__all__ = ["entropy", "sigmoid", "softargmax", "softmax_value", "softplus"]
+
+
+def softargmax(
+    logits: Tensor, generator: str | Generator = "kl", *, q: float | Tensor | None = None, temperature: float = 1.0, dim: int = -1
+) -> Tensor:
+    """The probabilities that maximise the expected score less the divergence from q.
+
+    p = argmax_p <p, logits/T> - D_f(p||q). KL: softmax; alpha:1.5: entmax-1.5; alpha:2: sparsemax; sparse generators give exact zeros.
+
+    Args:
+        logits: [..., V] scores; -inf for a token outside the vocabulary. float16 and bfloat16 are computed in float32.
+        generator: a name or a Generator.
+        q: the reference measure: a number (default 1), [V], or the shape of logits; positive, constant, not necessarily normalised. For the alpha family
+            (alpha != 1) its scale acts as a temperature.
+        temperature: T > 0.
+        dim: the vocabulary's dimension.
+
+    Returns:
+        p, the shape and dtype of logits. A row with NaN, +inf or only -inf logits is NaN.
+
+    Raises:
+        ValueError: an unknown generator, one without an operator (`tv`), an empty vocabulary, q or T not positive, a q that does not fit.
+        TypeError: logits or q not floating.
+
+    Example:
+        >>> softargmax(torch.tensor([2.0, 1.0, -1.0]), "alpha:2")
+        tensor([1., 0., 0.])
+        >>> softargmax(torch.tensor([0.0, 0.0]), "kl", q=torch.tensor([3.0, 1.0]))
+        tensor([0.7500, 0.2500])
+
+    Source: Blondel, Martins & Niculae 2020 (Fenchel-Young losses); Roulet et al., arXiv 2501.18537, section 3.
+    """
+    rows, shape, dtype = _rows(logits, generator, q, temperature, dim)
+    p, _, _ = solve_rows(*rows)
+    return p.to(dtype).view(shape).movedim(-1, dim)
+
+
+def softmax_value(
+    logits: Tensor, generator: str | Generator = "kl", *, q: float | Tensor | None = None, temperature: float = 1.0, dim: int = -1
+) -> Tensor:
+    """The value of the maximum that softargmax attains: logsumexp for KL. Its gradient is softargmax(logits).
+
+    T max_p <p, logits/T> - D_f(p||q), with the constant of the module's conventions dropped.
+
+    Args and errors: as `softargmax`.
+
+    Returns:
+        [...], the shape of logits without `dim`.
+
+    Example:
+        >>> float(softmax_value(torch.zeros(4), "kl").exp())
+        4.0
+        >>> float(softmax_value(torch.tensor([3.0, 0.0]), "alpha:2"))
+        3.0
+    """
+    rows, shape, dtype = _rows(logits, generator, q, temperature, dim)
+    _, excess, best = solve_rows(*rows)
+    return (temperature * (best + excess)).to(dtype).view(shape[:-1])
+
+
+def entropy(
+    logits: Tensor, generator: str | Generator = "kl", *, q: float | Tensor | None = None, temperature: float = 1.0, dim: int = -1
+) -> Tensor:
+    """The f-entropy of softargmax(logits): Shannon's for KL, Tsallis' for alpha:A (q = 1).
+
+    H = f(0) (sum q - 1) - D_f(p||q) = value - <p, logits/T>; relative to the entropy at zero logits where f(0) is infinite.
+
+    Args and errors: as `softargmax`. Returns [...].
+
+    Example:
+        >>> round(float(entropy(torch.zeros(8), "kl").exp()), 3)
+        8.0
+        >>> round(float(entropy(torch.zeros(2), "alpha:2")), 3)    # (1 - sum p^2) / 2
+        0.25
+    """
+    rows, shape, dtype = _rows(logits, generator, q, temperature, dim)
+    z = rows[0]
+    p, excess, best = solve_rows(*rows)
+    below = torch.where(p > 0, best.unsqueeze(-1) - z, 0.0)
+    return (excess + (p * below).sum(-1)).to(dtype).view(shape[:-1])
+
+
+def sigmoid(logits: Tensor, generator: str | Generator = "kl", *, q: float | tuple[float, float] = 1.0, temperature: float = 1.0) -> Tensor:
+    """The probability of the second of two classes with scores (0, logits): the usual sigmoid for KL.
+
+    Args:
+        logits: any shape.
+        q: the reference measure of both classes, or (q0, q1).
+
+    Example:
+        >>> sigmoid(torch.tensor([-2.0, 0.0, 2.0]), "alpha:2")
+        tensor([0.0000, 0.5000, 1.0000])
+
+    Source: Roulet et al., arXiv 2501.18537 (f-sigmoid).
+    """
+    two, measure = _binary(logits, q)
+    return softargmax(two, generator, q=measure, temperature=temperature)[..., 1]
+
+
+def softplus(logits: Tensor, generator: str | Generator = "kl", *, q: float | tuple[float, float] = 1.0, temperature: float = 1.0) -> Tensor:
+    """The value of two classes with scores (0, logits): the usual softplus for KL. Its gradient is `sigmoid`.
+
+    Args: as `sigmoid`.
+
+    Example:
+        >>> softplus(torch.tensor([-2.0, 0.0, 2.0]), "alpha:2")
+        tensor([0.0000, 0.2500, 2.0000])
+
+    Source: Roulet et al., arXiv 2501.18537 (f-softplus).
+    """
+    two, measure = _binary(logits, q)
+    return softmax_value(two, generator, q=measure, temperature=temperature)
+
+
+def _binary(logits: Tensor, q: float | tuple[float, float]) -> tuple[Tensor, Tensor]:
+    check_floating("logits", logits, "of any shape")
+    pair = q if isinstance(q, tuple) else (q, q)
+    if len(pair) != 2:
+        raise ValueError(f"q: got {q!r}; pass a positive number or a pair (q0, q1)")
+    measure = torch.tensor([check_positive("q", x) for x in pair], dtype=logits.dtype, device=logits.device)
+    return torch.stack((torch.zeros_like(logits), logits), -1), measure
+
+
+Rows = tuple[Tensor, Tensor, Generator]
+
+
+def _rows(
+    logits: Tensor, name: str | Generator, q: float | Tensor | None, temperature: float, dim: int
+) -> tuple[Rows, tuple[int, ...], torch.dtype]:
+    """The arguments of `solve_rows`, the shape with the vocabulary last, and the dtype to return."""
+    check_floating("logits", logits, "[..., V]")
+    g = generator(name)
+    operator_of(g)
+    if not -logits.dim() <= dim < max(logits.dim(), 1):
+        raise ValueError(f"dim: got {dim} for logits of shape {tuple(logits.shape)}; pass {-logits.dim()} to {logits.dim() - 1}")
+    last = logits.movedim(dim, -1) if logits.dim() > 0 else logits
+    check_vocabulary("logits", last)
+    if isinstance(q, Tensor) and q.shape == logits.shape and q.dim() > 1:
+        q = q.movedim(dim, -1)
+    inside = working_dtype(g, logits.dtype)
+    temperature = check_positive("temperature", temperature)
+    z = last.reshape(-1, last.shape[-1]).to(inside)
+    return (z if temperature == 1 else z / temperature, reference(q, last, inside), g), tuple(last.shape), logits.dtype
+
+
+def working_dtype(g: Generator, dtype: torch.dtype) -> torch.dtype:
+    """What rows of a dtype are computed in: float32 at least, float64 where the generator asks for it."""
+    return torch.float64 if g.double or dtype == torch.float64 else torch.float32
+
+
+def solve_rows(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """p [N, V], value - best [N], and best = max(z) as a constant [N]; differentiable to any order in z.
+
+    value - best rather than value: a loss subtracts the target's logit from the best one first, which is exact at any magnitude.
+    """
+    if torch.compiler.is_compiling():
+        return _by_newton(z, q, g)
+    p, excess, best = _Solve.apply(z, q, g)  # pyright: ignore[reportGeneralTypeIssues]
+    return p, excess, best
+
+
+def evaluate(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
+    """p and value - best at a threshold that is right but for rounding."""
+    u = operator_of(g).unlink(top - d)
+    return polish(u, q, g), excess_of(u, d < INF if g.f0 == INF else None, top, q, g)
+
+
+def polish(u: Tensor, q: Tensor, g: Generator) -> Tensor:
+    """p = q u after one Newton step that is taken on p itself: it removes the quantisation of the threshold (for KL it is p / sum p)."""
+    p = q * u
+    w = weights(u, q, g)
+    return (p + w * ((1 - p.sum(-1, keepdim=True)) / w.sum(-1, keepdim=True))).clamp_min(0.0)
+
+
+def excess_of(u: Tensor, live: Tensor | None, top: Tensor, q: Tensor, g: Generator) -> Tensor:
+    """value - best, [N]. Stationary in top: its rounding does not matter. dual is summed per entry: f* would cancel against f(0).
+
+    live: the entries to count, with u > 0 there (None: all; needed where f(0) is infinite).
+    """
+    dual = operator_of(g).dual
+    safe = u if live is None else torch.where(live, u, 1.0)
+    if g.f0 < INF:
+        gain, offset = q * dual(safe), g.link_at(1.0) - g.f0
+    else:
+        assert live is not None
+        flat = 1 / torch.where(live, q, 0.0).sum(-1, keepdim=True)
+        gain, offset = q * (dual(safe) - dual(flat)), g.link(torch.log(flat)).squeeze(-1)
+    if live is not None:
+        gain = torch.where(live, gain, 0.0)
+    return gain.sum(-1) + (offset - top.squeeze(-1))
+
+
+def weights(u: Tensor, q: Tensor, g: Generator) -> Tensor:
+    """w = q / f''(u) on the support: the diagonal part of dp/dtheta."""
+    return torch.where(u > 0, q * operator_of(g).spread(torch.where(u > 0, u, 1.0)), 0.0)
+
+
+def jacobian(p: Tensor, direction: Tensor, q: Tensor, g: Generator) -> Tensor:
+    """(diag(w) - w w^T / sum w) direction; symmetric, so the same for jvp and vjp."""
+    w = weights(p / q, q, g)
+    return w * (direction - (w * direction).sum(-1, keepdim=True) / w.sum(-1, keepdim=True))
+
+
+class _Solve(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        best = z.amax(-1, keepdim=True)
+        d = best - z
+        p, excess = evaluate(d, top_of(d, q, g.handle), q, g)
+        return p, excess, best.squeeze(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Generator], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, q, ctx.g = inputs
+        ctx.save_for_backward(output[0], q)
+        ctx.save_for_forward(output[0], q)
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def backward(ctx: Any, dp: Tensor, dvalue: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        p, q = ctx.saved_tensors
+        return jacobian(p, dp, q, ctx.g) + dvalue.unsqueeze(-1) * p, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor, _q: None, _g: None) -> tuple[Tensor, Tensor, None]:
+        p, q = ctx.saved_tensors
+        return jacobian(p, dz, q, ctx.g), (p * dz).sum(-1), None
+
+
+def _by_newton(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    op = operator_of(g)
+    best = z.detach().amax(-1, keepdim=True)
+    far = best - z.detach()
+    top = top_of(far, q, g.handle)
+    # tokens whose probability is 0 are constants: differentiating through them would make 0 * inf
+    live = op.unlink(top - far) > 0
+    d = torch.where(live, best - z, 0.0)
+    u = torch.where(live, op.unlink(top - d), 0.0)
+    top = top + (1 - (q * u).sum(-1, keepdim=True)) / weights(u, q, g).sum(-1, keepdim=True)
+    u = torch.where(live, op.unlink(top - d), 0.0)
+    return polish(u, q, g), excess_of(u, live, top, q, g), best.squeeze(-1)

@@ -1,0 +1,162 @@
+"""The threshold tau: for each row the number at which the probabilities sum to one.
+
+With d_j = max(logits) - logits_j >= 0 the probabilities are p_j = q_j unlink(top - d_j), and one number a row is unknown: `top`, the link of the best
+token, in [link(1/sum q), link(1/q_best)]. It is solved for *as a distance to the pole or to the edge of the support* (where the link is 0), so it keeps its
+relative precision in float32; tau = max(logits) - top + link(1).
+
+Newton on S(top) = sum_j q_j unlink(top - d_j) from the right end of the bracket converges monotonically, because unlink is convex for every named
+generator and alpha <= 2; it crawls while S is large, so the step is taken on link(S / sum q), which is linear for a flat row and exact for KL. A step that
+leaves the bracket becomes a bisection step (in log u), so failure is impossible. Iterates approach from above, so a token below the support of an
+iterate never comes back: sparse generators drop such tokens on the way ("compaction"), and converged rows are read no more ("freezing").
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .generators import Generator, by_handle, operator_of
+
+EVALUATIONS = 64
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What `threshold` found.
+
+    Attributes:
+        top: [N, 1], the link of each row's best token.
+        evaluations: the evaluations of S that the slowest row took.
+        reads: entries of d that were read, over all rows.
+    """
+
+    top: Tensor
+    evaluations: int
+    reads: int
+
+
+def threshold(d: Tensor, q: Tensor, g: Generator) -> Threshold:
+    """Solve sum_j q_j unlink(top - d_j) = 1 for each row.
+
+    Args:
+        d: [N, V], the distance of each logit below its row's maximum, >= 0; inf for a token outside the vocabulary. A row with NaN gives NaN.
+        q: the reference measure, [], [V] or [N, V], in the dtype of d.
+        g: the generator.
+    """
+    op = operator_of(g)
+    n = len(d)
+    if g.multiplicative:
+        return Threshold(-torch.log((q * op.unlink(-d)).sum(1, keepdim=True)), 1, d.numel())
+    total = _total(q, d)
+    best_q = q if q.dim() == 0 else q.expand_as(d).gather(1, d.nan_to_num(0.0).argmin(1, keepdim=True))
+    one = d.new_ones(n, 1)
+    low, high = g.link(-torch.log(total) * one), g.link(-torch.log(best_q) * one)
+    target, tolerance = g.link(-torch.log(total)), _tolerance(d.dtype, g)
+    eps = torch.finfo(d.dtype).eps
+
+    result = high.clone()
+    rows: Tensor | None = None  # None while every row is active
+    top, reads, used = high, 0, 0
+    for used in range(1, EVALUATIONS + 1):
+        u = op.unlink(top - d)
+        reads += d.numel()
+        inside = u > 0
+        mass = (q * u).sum(1, keepdim=True)
+        spread = torch.where(inside, q * op.spread(u), 0.0).sum(1, keepdim=True)
+        above = mass >= 1
+        low, high = torch.where(above, low, torch.maximum(low, top)), torch.where(above, torch.minimum(high, top), high)
+        average = mass / total
+        step = (g.link(torch.log(average)) - target) * (total * op.spread(average) / spread)
+        new = top - step
+        miss = (mass - 1).abs()
+        rounding = 2 * eps * top.abs()  # neighbouring floats: nothing is left to decide
+        done = ~(miss > tolerance) | (high - low <= rounding) | ((step.abs() <= rounding) & (miss <= 1e3 * tolerance))
+        new = torch.where((new >= low) & (new <= high) & (new != top), new, _between(low, high, g))
+        top = torch.where(done, top, new)
+        keep = ~done.squeeze(1)
+        alive = int(keep.sum())
+        if rows is None:
+            result = top
+        else:
+            result[rows] = top
+        if alive == 0:
+            break
+        if alive <= 0.75 * len(keep):
+            rows = keep.nonzero().squeeze(1) if rows is None else rows[keep]
+            d, top, low, high, inside = d[keep], top[keep], low[keep], high[keep], inside[keep]
+            q = q[keep] if q.dim() == 2 else q
+            total, target = (total[keep], target[keep]) if total.dim() == 2 else (total, target)
+        if g.sparse:
+            d, q = _compact(d, q, high - g.edge)
+    return Threshold(result, used, reads)
+
+
+def _total(q: Tensor, d: Tensor) -> Tensor:
+    """Sum of q over the vocabulary, [] or [N, 1]."""
+    if q.dim() == 0:
+        return q * d.shape[1]
+    return q.sum(-1, keepdim=True) if q.dim() == 2 else q.sum()
+
+
+def _tolerance(dtype: torch.dtype, g: Generator) -> float:
+    """How far S may be from 1: the last step, taken on the probabilities (`polish`), squares the error where unlink is smooth."""
+    if dtype == torch.float64:
+        return 1e-12 if g.sparse else 1e-7
+    return 1e-6 if g.sparse else 1e-4
+
+
+def _between(low: Tensor, high: Tensor, g: Generator) -> Tensor:
+    """The link of the geometric mean of the ends' u: a bracket over a pole spans many decades."""
+    unlink = operator_of(g).unlink
+    middle = g.link((torch.log(unlink(low)) + torch.log(unlink(high))) / 2)
+    return torch.where((middle > low) & (middle < high), middle, (low + high) / 2)
+
+
+def _compact(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop what lies outside the window in every row, if that at least halves the width; rows are padded with d = inf."""
+    kept = d < window
+    counts = kept.sum(1)
+    width = int(counts.max())
+    if 2 * width > d.shape[1]:
+        return d, q
+    row, column = kept.nonzero(as_tuple=True)
+    first = torch.cumsum(counts, 0) - counts
+    place = torch.arange(len(row), device=d.device) - first[row]
+    packed = d.new_full((len(d), width), torch.inf)
+    packed[row, place] = d[row, column]
+    if q.dim() == 0:
+        return packed, q
+    packed_q = d.new_ones(len(d), width)
+    packed_q[row, place] = q[column] if q.dim() == 1 else q[row, column]
+    return packed, packed_q
+
+
+def check_reference(q: Tensor) -> None:
+    """Raise ValueError unless every entry of q is positive and finite."""
+    if not bool(((q > 0) & (q < torch.inf)).all()):
+        worst = q[~((q > 0) & (q < torch.inf))].flatten()[0]
+        raise ValueError(f"q: got an entry {float(worst):g}; pass positive finite numbers (mask a token by a logit of -inf)")
+
+
+@torch.library.custom_op("fenchel::top", mutates_args=())
+def top_of(d: Tensor, q: Tensor, number: int) -> Tensor:
+    """`threshold(...).top`, opaque to the compiler and to functorch: its loop and its checks depend on the data."""
+    check_reference(q)
+    return threshold(d, q, by_handle(number)).top
+
+
+@top_of.register_fake
+def _(d: Tensor, q: Tensor, number: int) -> Tensor:
+    return d.new_empty(d.shape[0], 1)
+
+
+@top_of.register_vmap
+def _(info: Any, dims: tuple[int | None, int | None, None], d: Tensor, q: Tensor, number: int) -> tuple[Tensor, int]:
+    d = d.expand(info.batch_size, *d.shape) if dims[0] is None else d.movedim(dims[0], 0)
+    if dims[1] is not None or q.dim() == 2:
+        q = q.unsqueeze(0) if dims[1] is None else q.movedim(dims[1], 0)
+        while q.dim() < 3:
+            q = q.unsqueeze(1)
+        q = q.expand_as(d).reshape(-1, d.shape[-1])
+    return top_of(d.reshape(-1, d.shape[-1]), q, number).view(info.batch_size, -1, 1), 0
