@@ -41,8 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up .venv: some minutes the first time"
 	@[ -f $(STAMP) ] || $(PYTHON) -m venv --clear .venv
 	@rm -f $(STAMP)
-	$(PY) -m pip install --quiet --no-compile -c constraints.txt '$(TORCH)'
-	$(PY) -m pip install --quiet --no-compile -c constraints.txt -e '.[cli,hf,sklearn,dev]'
+	$(PY) -m pip install -qq --no-compile -c constraints.txt '$(TORCH)'
+	$(PY) -m pip install -qq --no-compile -c constraints.txt -e '.[cli,hf,sklearn,dev]'
 	@echo "$(CURDIR)" > $(STAMP)
 
 clean:

@@ -131,8 +131,9 @@ def names_page() -> list[str]:
         "# The named generators",
         "",
         "Every function takes one of these names, or a `Generator`; `C*NAME` scales any of them. A finite f′(0) means",
-        "exact zeros: a token whose score is −f′(0) or more below the best one has probability zero, at q = 1 and temperature",
-        "1. f(0) = ∞ means that the loss is reported as its θ-part ([concepts](../concepts.md#generators-with-f0--)).",
+        "exact zeros: a token whose score is −f′(0) or more below the best one has probability zero, at q = 1 and",
+        "temperature 1. f(0) = ∞ means that the loss is reported as its θ-part",
+        "([concepts](../concepts.md#generators-with-f0--)).",
         "",
         "| name | f(u) | f(0) | f′(0) | operator and loss | source |",
         "|---|---|---|---|---|---|",
@@ -150,7 +151,8 @@ def pages() -> dict[str, str]:
     """File name -> text, for all of docs/api."""
     names = [name for name in fenchel.__all__ if not name.startswith("__")]
     made: dict[str, str] = {}
-    index = ["# API", "", "Made from the docstrings by `make docs`; every example is run by the tests.", ""]
+    index = ["# API", "", "Made from the docstrings by `make docs`; every example is run by the tests, and assumes", ""]
+    index += ["```text", "import torch; from fenchel import *", "```", ""]
     index += ["[The named generators](names.md): formulas, limits, sources.", ""]
     made["names.md"] = "\n".join(names_page()) + "\n"
     for part in dict.fromkeys(part_of(name) for name in names):

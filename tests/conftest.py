@@ -1,4 +1,4 @@
-"""What every test runs under: no network, two threads, a fixed seed, uninitialised memory that shows, the same examples."""
+"""What every test runs under: no network, two threads, one seed, the same examples, uninitialised memory that shows."""
 
 import os
 

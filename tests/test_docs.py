@@ -1,5 +1,7 @@
 """The documentation: its examples run, its links lead somewhere, its generated parts are those of this commit."""
 
+import contextlib
+import doctest
 import importlib.util
 import re
 import sys
@@ -43,6 +45,18 @@ def test_every_python_block_runs(path, tmp_path, monkeypatch):
             # blank lines put the code at its own line numbers, so that a failure names the line of the page
             line = text.count("\n", 0, block.start(2))
             exec(compile("\n" * line + block[2], str(path), "exec"), namespace)
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("api/*.md")), ids=name_of)
+def test_api_examples_need_only_the_imports_that_the_index_names(path):
+    assert "import torch; from fenchel import *" in (DOCS / "api" / "README.md").read_text(encoding="utf-8")
+    for block in FENCE.finditer(path.read_text(encoding="utf-8")):
+        namespace: dict[str, object] = {}
+        exec("import torch; from fenchel import *", namespace)
+        for example in doctest.DocTestParser().get_examples(block[2]):
+            # what they print is checked where they stand, in the docstrings
+            with contextlib.nullcontext() if example.exc_msg is None else pytest.raises(Exception, match=r"^(?!name )"):
+                exec(compile(example.source, str(path), "single"), namespace)
 
 
 def anchors_of(path: Path) -> set[str]:
@@ -112,8 +126,10 @@ def test_the_readme_promises_what_the_makefile_has():
 
 
 @pytest.mark.parametrize("package", ["typer", "transformers"])
-def test_a_missing_extra_is_one_line(package, monkeypatch):
+def test_a_missing_extra_is_one_line(package, monkeypatch, tmp_path):
     from fenchel.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
 
     class Missing:
         def find_spec(self, name, path=None, target=None):

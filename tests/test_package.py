@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 import typing
 from pathlib import Path
 
@@ -28,7 +29,7 @@ LAYERS = (
     {"losses"},
     {"head"},
     {"study"},
-    {"cli", "__main__"},
+    {"cli", "show", "__main__"},
 )
 # `Generator.from_f` is a front door to the file that derives a generator, and loads it when called.
 DEFERRED = {("generators", "from_f")}
@@ -44,9 +45,7 @@ def run(code: str) -> str:
 
 
 def test_the_version_is_that_of_the_project_file():
-    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert declared is not None
-    assert fenchel.__version__ == declared[1]
+    assert fenchel.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_the_core_needs_torch_and_numpy_alone():
@@ -117,3 +116,38 @@ def test_layers_name_only_what_exists():
 def tracked() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30)
     return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
+def words_of(module: str) -> set[str]:
+    """The string constants of a module that are not docstrings."""
+    tree = ast.parse((SOURCE / (module.replace(".", "/") + ".py")).read_text())
+    scopes = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    docstrings = {id(s.body[0].value) for s in scopes if s.body and isinstance(s.body[0], ast.Expr)}
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings)
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__" and layer_of(m) < layer_of("study")])
+def test_only_the_table_names_generators(module):
+    known = {name.partition(":")[0] for name in fenchel.generator_names()}
+    # "kl" is the documented default of every function
+    named = {word for word in words_of(module) if word.partition(":")[0] in known} - {"kl"}
+    assert named == set() or module == "generators", f"{module} treats {sorted(named)} specially: say it in the table"
+
+
+def test_no_path_of_a_machine_in_tracked_files():
+    machine = re.compile(rb"(?<![\w.])/(w[o]rk|t[m]p|r[o]ot|h[o]me|U[s]ers)/[A-Za-z]")
+    found = {
+        path.relative_to(ROOT).as_posix(): line
+        for path in tracked()
+        for line in path.read_bytes().splitlines()
+        if machine.search(line)
+    }
+    assert found == {}
+
+
+def test_what_is_not_python_ships_too():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["fenchel"]
+    shipped = {path for pattern in patterns for path in SOURCE.glob(pattern) if path.is_file()}
+    other = {path for path in tracked() if SOURCE in path.parents and path.suffix != ".py"}
+    assert other <= shipped, f"not in the wheel: {sorted(path.name for path in other - shipped)}"
