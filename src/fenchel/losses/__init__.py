@@ -1,0 +1,1 @@
+"""Losses: functions of logits, one number per row, one file per family."""
