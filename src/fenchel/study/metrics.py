@@ -87,7 +87,7 @@ def _rows(logits: torch.Tensor, p: torch.Tensor, target: torch.Tensor) -> dict[s
     # a row of NaN compares false with everything and would be a perfect hit
     bad = torch.isnan(p_y)
     columns = {
-        "rank": torch.where(outside, logits.shape[-1], rank).double(),
+        "rank": torch.where(outside, math.inf, rank.double()),
         "p_y": p_y,
         "squares": p.square().sum(-1).double(),
         "confidence": p.max(-1).values.double(),

@@ -115,6 +115,8 @@ def _inline(svg: str, name: str, title: str) -> Raw:
     svg = svg[svg.index("<svg") :].rstrip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.S)
+    # a style element in one figure would style the whole page
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.S)
     box = re.search(r'viewBox="([^"]*)"', svg)
     if box is None:
         raise RuntimeError("matplotlib wrote an SVG without a viewBox")
