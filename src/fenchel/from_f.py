@@ -34,7 +34,7 @@ def _build(f: Scalar, df: Scalar, d2f: Scalar, name: str, zero: tuple[float, flo
         of_log_ratio=lambda t: f(_exp(t)).to(t.dtype),
         link=lambda t: df(_exp(t)).to(t.dtype),
         unlink=lambda w: _unlink(w, number()),
-        spread=lambda u: 1 / d2f(_at_least_tiny(u)).to(u.dtype),
+        spread=lambda u: torch.where(u > 0, 1 / d2f(_at_least_tiny(u)), 0.0).to(u.dtype),
         dual=lambda u: torch.where(u > 0, u * df(_at_least_tiny(u)) - f(_at_least_tiny(u)) + offset, 0.0).to(u.dtype),
         f0=f0,
         df0=df0,

@@ -45,7 +45,7 @@ class Generator:
         of_log_ratio: t -> f(exp t).
         link: t -> f'(exp t) + constant, the constant chosen so that a pole or the edge of the support is at 0.
         unlink: w -> u, the inverse of u -> link(log u); 0 below the support. None where f' is not invertible.
-        spread: u -> 1 / f''(u) for u > 0.
+        spread: u -> 1 / f''(u) for u > 0; 0 at u = 0 (a token off the support does not move).
         dual: u -> f*(f'(u)) + constant; 0 at u = 0 where f(0) is finite.
         f0: f(0), infinite for some.
         df0: f'(0); finite means that the operator gives exact zeros ("sparse").
@@ -264,6 +264,11 @@ def _near_log_unlink(w: Tensor, a: float) -> Tensor:
     return torch.exp(torch.log1p(((a - 1) * w).clamp_min(-1.0)) / (a - 1))
 
 
+def _power_spread(u: Tensor, a: float) -> Tensor:
+    # at u = 0 the power is 0 below alpha = 2 only
+    return u.pow(2 - a) if a < 2 else torch.where(u > 0, u.clamp_min(torch.finfo(u.dtype).tiny).pow(2 - a), 0.0)
+
+
 def _power_dual(u: Tensor, a: float) -> Tensor:
     return u.pow(a) / a
 
@@ -320,7 +325,7 @@ def _alpha_family(a: float) -> Generator:
         of_log_ratio=partial(_alpha, a=a),
         link=partial(_near_log_link if near_log else _power_link, a=a),
         unlink=partial(_near_log_unlink if near_log else _power_unlink, a=a),
-        spread=lambda u: u.pow(2 - a),
+        spread=partial(_power_spread, a=a),
         dual=partial(_near_zero_dual if -0.1 < a < 0 else _power_dual, a=a),
         f0=1 / a if a > 0 else INF,
         df0=-1 / (a - 1) if a > 1 else -INF,
@@ -393,7 +398,7 @@ _TABLE: tuple[Generator, ...] = (
         of_log_ratio=_chi2,
         link=torch.exp,
         unlink=lambda w: w.clamp_min(0.0),
-        spread=torch.ones_like,
+        spread=torch.sign,
         dual=lambda u: u * u / 2,
         f0=0.5,
         df0=-1.0,
@@ -420,7 +425,7 @@ _TABLE: tuple[Generator, ...] = (
         of_log_ratio=_le_cam,
         link=lambda t: -4 * torch.sigmoid(-t).square(),
         unlink=lambda w: (2 / torch.sqrt(-w) - 1).clamp_min(0.0),
-        spread=lambda u: (1 + u).pow(3) / 8,
+        spread=lambda u: torch.sign(u) * (1 + u).pow(3) / 8,
         dual=lambda u: 4 * (u / (1 + u)).square(),
         f0=1.0,
         df0=-3.0,

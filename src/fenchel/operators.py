@@ -184,14 +184,13 @@ def solve_rows(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tens
 
 def evaluate(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
     """p and value - best at a threshold that is right but for rounding."""
-    u = operator_of(g).unlink(top - d)
-    return polish(u, q, g), excess_of(u, d < INF if g.f0 == INF else None, top, q, g)
+    op = operator_of(g)
+    u = op.unlink(top - d)
+    return polish(q * u, q * op.spread(u)), excess_of(u, d < INF if g.f0 == INF else None, top, q, g)
 
 
-def polish(u: Tensor, q: Tensor, g: Generator) -> Tensor:
-    """p = q u after one Newton step that is taken on p itself: it removes the quantisation of the threshold (for KL it is p / sum p)."""
-    p = q * u
-    w = weights(u, q, g)
+def polish(p: Tensor, w: Tensor) -> Tensor:
+    """p after one Newton step that is taken on p itself: it removes the quantisation of the threshold (for KL it is p / sum p)."""
     return (p + w * ((1 - p.sum(-1, keepdim=True)) / w.sum(-1, keepdim=True))).clamp_min(0.0)
 
 
@@ -214,7 +213,7 @@ def excess_of(u: Tensor, live: Tensor | None, top: Tensor, q: Tensor, g: Generat
 
 
 def weights(u: Tensor, q: Tensor, g: Generator) -> Tensor:
-    """w = q / f''(u) on the support: the diagonal part of dp/dtheta."""
+    """w = q / f''(u) on the support, differentiable: the diagonal part of dp/dtheta. (A power of u = 0 has no derivative to multiply by 0.)"""
     return torch.where(u > 0, q * operator_of(g).spread(torch.where(u > 0, u, 1.0)), 0.0)
 
 
@@ -263,4 +262,4 @@ def _by_newton(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tens
     u = torch.where(live, op.unlink(top - d), 0.0)
     top = top + (1 - (q * u).sum(-1, keepdim=True)) / weights(u, q, g).sum(-1, keepdim=True)
     u = torch.where(live, op.unlink(top - d), 0.0)
-    return polish(u, q, g), excess_of(u, live, top, q, g), best.squeeze(-1)
+    return polish(q * u, weights(u, q, g)), excess_of(u, live, top, q, g), best.squeeze(-1)

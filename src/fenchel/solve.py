@@ -10,6 +10,7 @@ leaves the bracket becomes a bisection step (in log u), so failure is impossible
 iterate never comes back: sparse generators drop such tokens on the way ("compaction"), and converged rows are read no more ("freezing").
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,27 +28,42 @@ class Threshold:
 
     Attributes:
         top: [N, 1], the link of each row's best token.
+        mass: [N, 1], S at top: 1 but for rounding, or for the last Newton step, which `operators.polish` takes on p itself.
+        spread: [N, 1], sum_j q_j / f''(u_j) at top: dS/dtop.
         evaluations: the evaluations of S that the slowest row took.
         reads: entries of d that were read, over all rows.
     """
 
     top: Tensor
+    mass: Tensor
+    spread: Tensor
     evaluations: int
     reads: int
 
 
-def threshold(d: Tensor, q: Tensor, g: Generator) -> Threshold:
+def sums(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """S, dS/dtop and the size of the support at top, each [N, 1]: all that the solver knows of a row."""
+    op = operator_of(g)
+    u = op.unlink(top - d)
+    mass, spread = (q * u).sum(1, keepdim=True), (q * op.spread(u)).sum(1, keepdim=True)
+    return mass, spread, (u > 0).sum(1, keepdim=True) if g.sparse else torch.empty_like(mass, dtype=torch.int64)
+
+
+def threshold(d: Tensor, q: Tensor, g: Generator, evaluate: Callable[..., tuple[Tensor, Tensor, Tensor]] = sums) -> Threshold:
     """Solve sum_j q_j unlink(top - d_j) = 1 for each row.
 
     Args:
         d: [N, V], the distance of each logit below its row's maximum, >= 0; inf for a token outside the vocabulary. A row with NaN gives NaN.
         q: the reference measure, [], [V] or [N, V], in the dtype of d.
         g: the generator.
+        evaluate: `sums`, or a compiled `sums`.
     """
-    op = operator_of(g)
     n = len(d)
     if g.multiplicative:
-        return Threshold(-torch.log((q * op.unlink(-d)).sum(1, keepdim=True)), 1, d.numel())
+        zero = d.new_zeros(n, 1)
+        mass, _, _ = evaluate(d, zero, q, g)
+        return Threshold(-torch.log(mass), zero + 1, zero + 1, 1, d.numel())
+    op = operator_of(g)
     total = _total(q, d)
     best_q = q if q.dim() == 0 else q.expand_as(d).gather(1, d.nan_to_num(0.0).argmin(1, keepdim=True))
     one = d.new_ones(n, 1)
@@ -55,15 +71,12 @@ def threshold(d: Tensor, q: Tensor, g: Generator) -> Threshold:
     target, tolerance = g.link(-torch.log(total)), _tolerance(d.dtype, g)
     eps = torch.finfo(d.dtype).eps
 
-    result = high.clone()
+    found = [high.clone(), one.clone(), one.clone()]  # top, mass, spread of all rows
     rows: Tensor | None = None  # None while every row is active
     top, reads, used = high, 0, 0
     for used in range(1, EVALUATIONS + 1):
-        u = op.unlink(top - d)
+        mass, spread, support = evaluate(d, top, q, g)
         reads += d.numel()
-        inside = u > 0
-        mass = (q * u).sum(1, keepdim=True)
-        spread = torch.where(inside, q * op.spread(u), 0.0).sum(1, keepdim=True)
         above = mass >= 1
         low, high = torch.where(above, low, torch.maximum(low, top)), torch.where(above, torch.minimum(high, top), high)
         average = mass / total
@@ -72,24 +85,25 @@ def threshold(d: Tensor, q: Tensor, g: Generator) -> Threshold:
         miss = (mass - 1).abs()
         rounding = 2 * eps * top.abs()  # neighbouring floats: nothing is left to decide
         done = ~(miss > tolerance) | (high - low <= rounding) | ((step.abs() <= rounding) & (miss <= 1e3 * tolerance))
-        new = torch.where((new >= low) & (new <= high) & (new != top), new, _between(low, high, g))
-        top = torch.where(done, top, new)
         keep = ~done.squeeze(1)
+        for whole, part in zip(found, (top, mass, spread), strict=True):
+            if rows is None:
+                whole.copy_(part)
+            else:
+                whole[rows] = part
         alive = int(keep.sum())
-        if rows is None:
-            result = top
-        else:
-            result[rows] = top
         if alive == 0:
             break
+        new = torch.where((new >= low) & (new <= high) & (new != top), new, _between(low, high, g))
+        top = torch.where(done, top, new)
         if alive <= 0.75 * len(keep):
             rows = keep.nonzero().squeeze(1) if rows is None else rows[keep]
-            d, top, low, high, inside = d[keep], top[keep], low[keep], high[keep], inside[keep]
+            d, top, low, high, support = d[keep], top[keep], low[keep], high[keep], support[keep]
             q = q[keep] if q.dim() == 2 else q
             total, target = (total[keep], target[keep]) if total.dim() == 2 else (total, target)
-        if g.sparse:
+        if g.sparse and 2 * int(support.max()) <= d.shape[1]:
             d, q = _compact(d, q, high - g.edge)
-    return Threshold(result, used, reads)
+    return Threshold(found[0], found[1], found[2], used, reads)
 
 
 def _total(q: Tensor, d: Tensor) -> Tensor:
@@ -114,12 +128,10 @@ def _between(low: Tensor, high: Tensor, g: Generator) -> Tensor:
 
 
 def _compact(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Drop what lies outside the window in every row, if that at least halves the width; rows are padded with d = inf."""
+    """Drop what lies outside each row's window; rows are padded with d = inf."""
     kept = d < window
     counts = kept.sum(1)
     width = int(counts.max())
-    if 2 * width > d.shape[1]:
-        return d, q
     row, column = kept.nonzero(as_tuple=True)
     first = torch.cumsum(counts, 0) - counts
     place = torch.arange(len(row), device=d.device) - first[row]

@@ -1,0 +1,112 @@
+"""hidden @ weight.T with all that models put between the product and the logits, forward and backward."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checks import check_floating, check_positive
+
+# bytes of logits that exist at once: large enough that matrix products run at full speed, small beside any model
+MEMORY = 48 * 2**20
+# columns of a half-precision weight that are widened at once on a CPU
+BLOCK = 4096
+
+
+def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> torch.Size:
+    """The leading shape of hidden.
+
+    Raises:
+        TypeError: not floating tensors, or numbers that are not numbers.
+        ValueError: shapes, dtypes or devices that do not fit together.
+    """
+    check_floating("hidden", hidden, "[..., D]")
+    check_floating("weight", weight, "[V, D]")
+    if weight.dim() != 2 or 0 in weight.shape:
+        raise ValueError(f"weight: got shape {tuple(weight.shape)}; pass [V, D] with V, D >= 1 (a Linear layer's weight)")
+    if hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(f"hidden: got shape {tuple(hidden.shape)}; pass [..., D] with D = {weight.shape[1]}, as weight {tuple(weight.shape)}")
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden: got dtype {hidden.dtype}, weight is {weight.dtype}; pass hidden.to({weight.dtype})")
+    if hidden.device != weight.device:
+        raise ValueError(f"hidden: got device {hidden.device}, weight is on {weight.device}; move one of them")
+    if bias is not None:
+        check_floating("bias", bias, "[V]")
+        if tuple(bias.shape) != (weight.shape[0],) or bias.device != weight.device:
+            raise ValueError(f"bias: got shape {tuple(bias.shape)} on {bias.device}; pass [V] = [{weight.shape[0]}] on {weight.device}")
+    if softcap is not None:
+        check_positive("softcap", softcap)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale == 0:
+        raise ValueError(f"scale: got {scale!r}; pass a finite number other than 0")
+    return hidden.shape[:-1]
+
+
+def rows_per_tile(v: int, itemsize: int, memory: int) -> int:
+    """How many rows of logits fit in the memory, at least one.
+
+    Raises:
+        ValueError: memory is not a positive number of bytes.
+    """
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0:
+        raise ValueError(f"memory: got {memory!r}; pass a positive number of bytes (default {MEMORY})")
+    rows = max(1, memory // (v * itemsize))
+    return rows if rows < 16 else rows // 16 * 16
+
+
+def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
+    """The logits of a tile, differentiable, in float32 at least."""
+    z = hidden @ weight.T
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    if bias is not None:
+        z = z + bias
+    if scale != 1:
+        z = z * scale
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> None:
+    """`logits_of` written into a float32 or float64 buffer [n, V]."""
+    if hidden.dtype == out.dtype:
+        torch.mm(hidden, weight.T, out=out)
+    elif hidden.is_cuda:
+        out.copy_(hidden @ weight.T)
+    else:
+        # CPUs without half-precision units multiply widened blocks several times faster, and more accurately
+        wide = hidden.to(out.dtype)
+        for i in range(0, len(weight), BLOCK):
+            out[:, i : i + BLOCK] = wide @ weight[i : i + BLOCK].to(out.dtype).T
+    if bias is not None:
+        out += bias
+    if scale != 1:
+        out *= scale
+    if softcap is not None:
+        out.div_(softcap).tanh_().mul_(softcap)
+
+
+def pull_logits_(grad: Tensor, capped: Tensor | None, softcap: float | None, scale: float) -> None:
+    """The gradient of the logits turned, in place, into that of hidden @ weight.T + bias; capped: the logits, needed for a soft-cap."""
+    if softcap is not None:
+        assert capped is not None
+        grad.mul_(1 - (capped / softcap).square_())
+    if scale != 1:
+        grad *= scale
+
+
+def add_gradients(
+    grad: Tensor, hidden: Tensor, weight: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None
+) -> None:
+    """Adds grad @ weight, grad.T @ hidden and the column sums of grad [n, V] to accumulators of grad's dtype."""
+    if d_hidden is not None:
+        if weight.dtype == grad.dtype:
+            torch.mm(grad, weight, out=d_hidden)
+        elif weight.is_cuda:
+            d_hidden.copy_(grad.to(weight.dtype) @ weight)
+        else:
+            d_hidden.zero_()
+            for i in range(0, len(weight), BLOCK):
+                d_hidden.addmm_(grad[:, i : i + BLOCK], weight[i : i + BLOCK].to(grad.dtype))
+    if d_weight is not None:
+        wide = hidden.to(grad.dtype)
+        d_weight.addmm_(grad.T, wide)
+    if d_bias is not None:
+        d_bias += grad.sum(0)

@@ -1,0 +1,183 @@
+"""Any row-wise function of logits, tile by tile: the generic head.
+
+Two nested autograd Functions recompute each tile, so [N, V] logits are never stored, in the forward pass, the backward pass or the backward pass of the
+backward pass; derivatives per tile come from torch.func.vjp, so the row function is all there is to write. Tiles are concatenated rather than written in
+place: this keeps vmap, torch.func and compile(fullgraph) right.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .projection import MEMORY, check_head, logits_of, rows_per_tile
+
+__all__ = ["linear_rows"]
+
+RowFunction = Callable[..., Tensor]
+
+
+def linear_rows(
+    fn: RowFunction,
+    hidden: Tensor,
+    weight: Tensor,
+    *row_args: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    memory: int = MEMORY,
+) -> Tensor:
+    """fn(logits, *row_args) for logits = hidden @ weight.T that are never stored.
+
+    logits = cap(scale (hidden @ weight.T + bias)), cap(x) = softcap tanh(x / softcap).
+
+    Args:
+        fn: takes logits [n, V] (float32 at least) and the same n rows of each of row_args, gives one row per row: [n] or [n, ...]. It must treat rows
+            independently and be made of differentiable torch operations.
+        hidden: [..., D].
+        weight: [V, D], the output embedding; may be tied.
+        row_args: tensors [..., *], one entry or row per row of hidden. Floating ones receive gradients too.
+        bias: [V].
+        softcap: Gemma's logit soft-cap, > 0.
+        scale: a factor on the logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
+        memory: bytes that a tile of logits may take.
+
+    Returns:
+        [...] or [..., *], float32 at least. Any upstream gradient; double backward, vmap, torch.func and compile(fullgraph) are right.
+        Forward-mode derivatives raise.
+
+    Raises:
+        ValueError: shapes, devices or dtypes that do not fit together.
+        TypeError: not floating tensors.
+
+    Example:
+        >>> hidden, weight = torch.randn(5, 8), torch.randn(100, 8)
+        >>> spread = linear_rows(lambda z: z.std(-1), hidden, weight)
+        >>> torch.allclose(spread, (hidden @ weight.T).std(-1), atol=1e-5)
+        True
+    """
+    lead = check_head(hidden, weight, bias, softcap, scale)
+    n = lead.numel()
+    for i, a in enumerate(row_args):
+        if not isinstance(a, Tensor) or a.shape[: len(lead)] != lead:
+            got = f"shape {tuple(a.shape)}" if isinstance(a, Tensor) else type(a).__name__
+            raise ValueError(f"row_args[{i}]: got {got}; pass a tensor whose leading shape is that of hidden, {list(lead)}")
+    flat = [a.reshape(n, *a.shape[len(lead) :]) for a in row_args]
+    tile = Tile(fn, softcap, float(scale), rows_per_tile(weight.shape[0], 4, memory))
+    out: Tensor = Rows.apply(tile, hidden.reshape(n, hidden.shape[-1]), weight, bias, *flat)  # pyright: ignore[reportAssignmentType]
+    return out.view(*lead, *out.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """What is done to a tile of rows."""
+
+    fn: RowFunction
+    softcap: float | None
+    scale: float
+    rows: int
+
+    def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Tensor) -> Tensor:
+        return self.fn(logits_of(hidden, weight, bias, self.softcap, self.scale), *args)
+
+    def slices(self, n: int) -> list[slice]:
+        return [slice(i, min(i + self.rows, n)) for i in range(0, max(n, 1), self.rows)]
+
+
+class _Split:
+    """Which arguments a derivative is taken of, and how to put a tile's arguments together."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, args: tuple[Tensor, ...]) -> None:
+        self.all = (hidden, weight, bias, *args)
+        self.free = [i for i, x in enumerate(self.all) if x is not None and x.is_floating_point()]
+
+    def tile(self, s: slice) -> list[Any]:
+        return [x if i in (1, 2) or x is None else x[s] for i, x in enumerate(self.all)]
+
+    def join(self, tile: list[Any], free: tuple[Tensor, ...]) -> list[Any]:
+        tile = list(tile)
+        for i, x in zip(self.free, free, strict=True):
+            tile[i] = x
+        return tile
+
+
+def _vjp(call: Tile, split: _Split, tile: list[Any], g: Tensor, free: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return torch.func.vjp(lambda *x: call(*split.join(tile, x)), *free)[1](g)
+
+
+def _collect(split: _Split, parts: list[tuple[Tensor, ...]]) -> list[Tensor | None]:
+    """Gradients of all arguments: rows are concatenated, weight and bias summed in float32 at least."""
+    grads: list[Tensor | None] = [None] * len(split.all)
+    for k, i in enumerate(split.free):
+        pieces, like = [p[k] for p in parts], split.all[i]
+        assert like is not None
+        if i in (1, 2):
+            wide = torch.promote_types(like.dtype, torch.float32)
+            grads[i] = torch.stack([p.to(wide) for p in pieces]).sum(0).to(like.dtype) if i == 2 else _sum(pieces, wide).to(like.dtype)
+        else:
+            grads[i] = torch.cat(pieces)
+    return grads
+
+
+def _sum(pieces: list[Tensor], dtype: torch.dtype) -> Tensor:
+    total = pieces[0].to(dtype)
+    for p in pieces[1:]:
+        total = total + p.to(dtype)
+    return total
+
+
+class Rows(torch.autograd.Function):
+    """call(hidden, weight, bias, *args) by tiles."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call: Tile, hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Tensor) -> Tensor:
+        split = _Split(hidden, weight, bias, args)
+        return torch.cat([call(*split.tile(s)) for s in call.slices(len(hidden))])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.call, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *RowsGrad.apply(ctx.call, g, *ctx.saved_tensors))  # pyright: ignore[reportGeneralTypeIssues]
+
+
+class RowsGrad(torch.autograd.Function):
+    """The vector-Jacobian product of `Rows`, itself differentiable."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call: Tile, g: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Tensor) -> tuple[Tensor | None, ...]:
+        split = _Split(hidden, weight, bias, args)
+        parts = []
+        for s in call.slices(len(hidden)):
+            tile = split.tile(s)
+            parts.append(_vjp(call, split, tile, g[s], tuple(tile[i] for i in split.free)))
+        return tuple(_collect(split, parts))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        ctx.call, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        g, hidden, weight, bias, *args = ctx.saved_tensors
+        split = _Split(hidden, weight, bias, tuple(args))
+        parts, g_parts = [], []
+        for s in ctx.call.slices(len(hidden)):
+            tile = split.tile(s)
+            free = tuple(tile[i] for i in split.free)
+            u = tuple(upstream[i] if i in (1, 2) else upstream[i][s] for i in split.free)  # pyright: ignore[reportOptionalSubscript]
+            _, pull = torch.func.vjp(lambda g, *x, tile=tile: _vjp(ctx.call, split, tile, g, x), g[s], *free)
+            g_part, *rest = pull(u)
+            g_parts.append(g_part)
+            parts.append(tuple(rest))
+        return (None, torch.cat(g_parts), *_collect(split, parts))
