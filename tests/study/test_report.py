@@ -10,8 +10,10 @@ import pytest
 from rich.console import Console
 
 from fenchel.study import markup, plots, report, stats, words
+from fenchel.study.analysis import analyse
 from fenchel.study.definitions import METRICS
 from fenchel.study.errors import StudyError
+from fenchel.study.record import load
 
 from .make_study import make_study
 
@@ -275,16 +277,12 @@ def test_differences_as_text(key, ends, shown):
 
 @pytest.mark.parametrize(("share", "said"), [(0.1, "too little"), (0.5, "enough for its speed to show")])
 def test_head_paragraph_follows_the_share(full, share, said):
-    from fenchel.study.record import load
-
     study = load(full[0])
     assert said in words.head(study, {"kl": share})
     assert "not recorded" in words.head(study, {"kl": math.nan})
 
 
 def test_budget_is_chosen_from_the_measured_share(full):
-    from fenchel.study.record import load
-
     study = load(full[0])
     sizes = [
         {"budget": 1.0, "vocab_size": 1024, "hidden_size": 64, "head_share": 0.6},
@@ -303,3 +301,18 @@ def test_documentation_has_every_metric_with_its_formula():
     page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8").replace("\\|", "|")
     for metric in METRICS:
         assert f"| {metric.label} | `{metric.formula}` | {metric.better} |" in page
+
+
+def test_warns_where_the_smoothing_decides(tmp_path):
+    out = make_study(tmp_path / "s", ("kl", "alpha:1.5"), (0,))
+    warning = "lower than the baseline's for λ = 0.01 and 0.1 and higher for λ = 0.001: which is better depends"
+    study = load(out)
+    assert warning in " ".join(words.sentences(study, analyse(study).cells))
+    path = out / "runs" / "alpha_1.5" / "seed0" / "final.json"
+    final = json.loads(path.read_text())
+    final["summary"]["eps_perplexity_mass_0.001"] = 1.0
+    path.write_text(json.dumps(final))
+    study = load(out)
+    said = " ".join(words.sentences(study, analyse(study).cells))
+    assert "which is better depends" not in said
+    assert "counting 5.7 % of tokens that it calls impossible" in said

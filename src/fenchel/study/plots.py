@@ -10,7 +10,7 @@ import functools
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec
 
@@ -73,12 +73,14 @@ def _styled(draw: Callable[Concatenate[str, P], Raw]) -> Callable[Concatenate[st
     return inner
 
 
-def _panel(size: tuple[float, float] = PANEL) -> Axes:
+def _panel(size: tuple[float, float] = PANEL, left: float = 0.6) -> Axes:
+    """Axes with margins in inches: matplotlib's layout engines find the same ones in twice the time."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size)
     figure.patch.set_visible(False)
-    axes = figure.add_subplot()
+    width, height = size
+    axes = figure.add_axes((left / width, 0.48 / height, 1 - (left + 0.12) / width, 1 - 0.56 / height))
     axes.patch.set_visible(False)
     axes.tick_params(colors=MUTED, labelsize=8.5, which="both", length=3)
     for side, spine in axes.spines.items():
@@ -87,6 +89,11 @@ def _panel(size: tuple[float, float] = PANEL) -> Axes:
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     return axes
+
+
+def _room(labels: Iterable[str]) -> float:
+    # inches for the longest label at 8.5 points, in a wide font
+    return 0.15 + 0.073 * max(len(_short(label)) for label in labels)
 
 
 def _label(axes: Axes, x: str, y: str = "") -> None:
@@ -139,7 +146,7 @@ def curves(
     name: str, title: str, x: str, series: Sequence[Series], *, scale: Literal["linear", "log", "percent"] = "linear"
 ) -> Raw:
     """Lines with a marker per evaluation and the range of the seeds as a band."""
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes = _panel()
     for s in series:
@@ -153,6 +160,7 @@ def curves(
         _log_axis(axes, series)
     elif scale == "percent":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=x == "steps", steps=[1, 2, 5, 10]))
     _label(axes, x)
     axes.margins(x=0.02)
     return _svg(axes, name, title)
@@ -175,7 +183,7 @@ def _log_axis(axes: Axes, series: Sequence[Series]) -> None:
 @_styled
 def reliability(name: str, label: str, index: int, bins: Sequence[dict]) -> Raw:
     """Accuracy against confidence per bin; the area of a point is the bin's share of the tokens."""
-    axes = _panel((2.7, 2.5))
+    axes = _panel((2.7, 2.5), left=0.52)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     seen = [b for b in bins if b["count"]]
     total = sum(b["count"] for b in seen) or 1
@@ -183,7 +191,15 @@ def reliability(name: str, label: str, index: int, bins: Sequence[dict]) -> Raw:
     accuracy = [b["accuracy"] for b in seen]
     c = _stand_in(index)
     axes.vlines(confidence, confidence, accuracy, color=c, linewidth=1.4, alpha=0.6)
-    axes.scatter(confidence, accuracy, s=[10 + 500 * b["count"] / total for b in seen], color=c, alpha=0.8, linewidth=0)
+    axes.scatter(
+        confidence,
+        accuracy,
+        s=[10 + 220 * b["count"] / total for b in seen],
+        color=c,
+        alpha=0.8,
+        linewidth=0,
+        clip_on=False,
+    )
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     _label(axes, "confidence", "accuracy@1")
@@ -195,7 +211,7 @@ def differences(name: str, title: str, x: str, rows: Sequence[tuple[int, str, fl
     """Interval per objective around a line at zero; `rows` are (index, label, difference, low, high)."""
     from matplotlib.ticker import MaxNLocator
 
-    axes = _panel((PANEL[0], 0.75 + 0.32 * len(rows)))
+    axes = _panel((PANEL[0], 0.62 + 0.32 * len(rows)), _room(row[1] for row in rows))
     axes.axvline(0, color=INK, linewidth=1)
     for place, (index, _, middle, low, high) in enumerate(rows):
         c = _stand_in(index)
@@ -211,7 +227,7 @@ def differences(name: str, title: str, x: str, rows: Sequence[tuple[int, str, fl
 @_styled
 def stacked(name: str, title: str, x: str, rows: Sequence[tuple[int, str, float, float]]) -> Raw:
     """Horizontal bars of two parts; `rows` are (index, label, solid part, pale part), NaN parts are not drawn."""
-    axes = _panel((PANEL[0], 0.75 + 0.36 * len(rows)))
+    axes = _panel((PANEL[0], 0.62 + 0.36 * len(rows)), _room(row[1] for row in rows))
     for place, (index, _, solid, pale) in enumerate(rows):
         c = _stand_in(index)
         start = 0.0 if math.isnan(solid) else solid

@@ -190,7 +190,7 @@ def speed(analysis: Analysis) -> Raw:
     bars = [(analysis.index(n), n, memory[n] / 2**20, (dense[n] - memory[n]) / 2**20) for n in analysis.objectives]
     if any(math.isfinite(b[2]) for b in bars):
         bars = [(i, n, m, max(rest, 0.0)) for i, n, m, rest in bars]
-        title = "head memory (solid) and dense logits (whole bar)"
+        title = "head memory (solid), dense logits (pale, where larger)"
         panels.append(_figure(title, plots.stacked("memory", title, "MiB", bars)))
     header = ("objective", "tokens/second", "time in the head", "head memory", "dense logits")
     rows = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from fenchel.study.definitions import METRICS, Metric
+from fenchel.study.definitions import METRICS, SENSITIVITY, SMOOTHING, Metric
 from fenchel.study.record import Study
 from fenchel.study.stats import Comparison, Interval
 
@@ -126,7 +126,8 @@ def setting(study: Study) -> str:
     data, model = config.get("data", {}), config.get("model", {})
     size = []
     if model.get("parameters"):
-        size.append(f"{model['parameters'] / 1e6:.3g} million parameters")
+        n = model["parameters"]
+        size.append(f"{n / 1e6:.3g} million parameters" if n >= 1e6 else count(n, "parameter"))
     if config.get("vocab_size"):
         size.append(f"a vocabulary of {config['vocab_size']:,}")
     if config.get("steps"):
@@ -150,12 +151,37 @@ def sentences(study: Study, cells: dict[str, dict[str, Comparison]]) -> list[str
             role = "The baseline, " if objective == study.baseline else "Without a baseline to compare with, "
             said.append(f"{role}{full_name(objective)}, {here} and {there}.")
             continue
+        zero = cells["zero_target_share"][objective].value
+        if zero > 0:
+            there += f", counting {number(zero, 'percent')} of tokens that it calls impossible"
         parts = [f"{here} ({_judged(accuracy)})", f"{there} ({_judged(perplexity)})"]
         speed = cells["tokens_per_second"][objective]
         if speed.interval is not None and not math.isnan(speed.interval.difference):
             parts.append(f"trains {_exp(speed.interval.difference):.2f} × as fast ({speed.verdict})")
-        said.append(f"{full_name(objective)} {listing(parts)}.")
+        said.append(f"{full_name(objective)} {listing(parts)}.{_smoothing(study, objective)}")
     return said
+
+
+def _smoothing(study: Study, objective: str) -> str:
+    """A warning where the comparison of epsilon-perplexities depends on how much of the probability is spread out."""
+    ours, theirs = study.finals()[objective], study.finals()[study.baseline]
+    shared = sorted(set(ours) & set(theirs))
+    keys = {SMOOTHING: "eps_perplexity"} | {s: f"eps_perplexity_mass_{s:g}" for s in SENSITIVITY}
+    lower, higher = [], []
+    for smoothing in sorted(keys):
+        pairs = [[runs[k]["summary"].get(keys[smoothing], math.nan) for runs in (ours, theirs)] for k in shared]
+        difference = sum(mine - base for mine, base in pairs)
+        # NaN is neither lower nor higher
+        if difference < 0:
+            lower.append(f"{smoothing:g}")
+        if difference > 0:
+            higher.append(f"{smoothing:g}")
+    if not (lower and higher):
+        return ""
+    return (
+        f" Its ε-perplexity is lower than the baseline's for λ = {listing(lower)} and higher for "
+        f"λ = {listing(higher)}: which is better depends on what an impossible token should cost."
+    )
 
 
 def _judged(comparison: Comparison) -> str:
