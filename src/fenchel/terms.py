@@ -1,0 +1,264 @@
+"""One class's share of a divergence, q f(p/q), and its derivatives: for `divergences` and for the fused head.
+
+With t = log p - log q and f°(u) = u f(1/u), neither p/q nor q/p is formed:
+
+    term = max(p, q) h(exp -|t|),    h = f where p <= q, f° where p > q,
+
+overflows only if the term itself does, and is >= 0 because f is normalised to f(1) = f'(1) = 0: no divergence is a
+small difference of large sums. Its derivatives in log p and log q add up to the term, so one is computed and the
+other is what is left. The computed one belongs to the *smaller* probability, which would otherwise drown in the
+rounding of the larger one's; only where it does not vanish with the smaller probability (u f'(u) at u = 0: reverse
+KL, Neyman, ...) is it the larger one's.
+"""
+
+import math
+import weakref
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .generators import INF, Generator, Scalar
+from .generators import generator as named
+
+__all__ = ["row_divergence", "skewed", "terms", "through_softmax"]
+
+# log 0, but finite: 0 * FAR is 0 and FAR - FAR is 0. No log-probability of finite logits comes near it.
+FAR = 1e30
+# Slopes are evaluated at log-ratios above this: exp(-FLOOR) is far from overflow, exp(FLOOR) far below rounding.
+FLOOR = {torch.float32: -60.0, torch.float64: -300.0}
+
+
+def skewed(generator: str | Generator, skew: float) -> Generator:
+    """The generator of (p, q) -> D_f(p || skew p + (1 - skew) q); a divergence only, it has no operator.
+
+    f_skew(u) = m f(u/m) with m = skew u + 1 - skew; its adjoint is f°(skew + (1 - skew) u), finite at u = 0.
+
+    Raises:
+        ValueError: skew outside [0, 1), an unknown generator.
+        TypeError: skew is not a number.
+
+    Example:
+        >>> g = skewed("kl", 0.1)
+        >>> g.name, round(g.adjoint.f0, 4)      # what a class with q = 0 adds, per unit of p: log 10 - 1 + 0.1
+        ('skew:0.1 kl', 1.4026)
+    """
+    g, w = named(generator), check_skew(skew)
+    if w == 0:
+        return g
+    return Generator(
+        name=f"skew:{w:g} {g.name}",
+        formula=f"m f(u/m),  m = {w:g} u + {1 - w:g},  f = {g.formula}",
+        of_log_ratio=partial(_skew_below, f=g.of_log_ratio, w=w),
+        link=lambda t: _skew_below_slope(t, g, w),
+        unlink=None,
+        spread=None,
+        dual=None,
+        f0=(1 - w) * g.f0,
+        df0=w * g.f0 + g.df0 if g.f0 < INF else -INF,
+        adjoint_of=lambda: _skewed_adjoint(g, w),
+        source="Lee 2001; Ko et al., arXiv 2402.03898 (DistiLLM)",
+    )
+
+
+def _skewed_adjoint(g: Generator, w: float) -> Generator:
+    f = g.adjoint
+    at_zero = torch.tensor(math.log(w), dtype=torch.float64)
+    return Generator(
+        name=f"adjoint of skew:{w:g} {g.name}",
+        formula=f"f({w:g} + {1 - w:g} u),  f = {f.formula}",
+        of_log_ratio=partial(_skew_above, f=f.of_log_ratio, w=w),
+        link=lambda t: (1 - w) * f.slope(_log_mix(t, 1 - w)),
+        unlink=None,
+        spread=None,
+        dual=None,
+        f0=float(f.of_log_ratio(at_zero)),
+        df0=(1 - w) * float(f.slope(at_zero)),
+        adjoint_of=lambda: skewed(g, w),
+        source="Lee 2001; Ko et al., arXiv 2402.03898 (DistiLLM)",
+    )
+
+
+def _skew_below(t: Tensor, f: Scalar, w: float) -> Tensor:
+    mix = _log_mix(t, w)
+    return torch.exp(mix) * f(t - mix)
+
+
+def _skew_below_slope(t: Tensor, g: Generator, w: float) -> Tensor:
+    mix = _log_mix(t, w)
+    return w * g.of_log_ratio(t - mix) + (1 - w) * torch.exp(-mix) * g.slope(t - mix)
+
+
+def _skew_above(t: Tensor, f: Scalar, w: float) -> Tensor:
+    return f(_log_mix(t, 1 - w))
+
+
+def _log_mix(t: Tensor, w: float) -> Tensor:
+    """log(w exp(t) + 1 - w), t <= 0: the first form is accurate near t = 0, the second at small w or 1 - w."""
+    near = torch.log1p(w * torch.expm1(t.clamp_min(-1.0)))
+    return torch.where(t > -1, near, torch.log(w * torch.exp(t) + (1 - w)))
+
+
+def terms(log_p: Tensor, log_q: Tensor, g: Generator, skew: float = 0.0) -> Tensor:
+    """q f(p/q), or its skewed form, elementwise; >= 0, and differentiable to any order in both log-probabilities."""
+    if torch.compiler.is_compiling():
+        # no Generator is made here: a compiler cannot follow it
+        below, above, infinite = g.of_log_ratio, g.adjoint.of_log_ratio, (g.f0 == INF, g.adjoint.f0 == INF)
+        if skew > 0:
+            below, above = partial(_skew_below, f=below, w=skew), partial(_skew_above, f=above, w=skew)
+            infinite = (infinite[0], False)
+        return _value(log_p, log_q, below, above, infinite)[0]
+    out: Tensor = _Terms.apply(log_p, log_q, skewed(g, skew))  # pyright: ignore[reportAssignmentType]
+    return out
+
+
+def row_divergence(
+    log_p: Tensor, log_q: Tensor, g: Generator, *, grad_p: bool = True, grad_q: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """D_f(p||q) [...], and its derivatives in log p and in log q [..., V] (None where not asked for);
+    `through_softmax` takes them to logits.
+
+    Args:
+        log_p, log_q: [..., V] float32 or float64 log-probabilities.
+    """
+    term, d_p, d_q = _derivatives(log_p, log_q, g, grad_p, grad_q)
+    return term.sum(-1), d_p, d_q
+
+
+def through_softmax(grad: Tensor, log_p: Tensor) -> Tensor:
+    """The derivative in logits from the derivative in log p = log_softmax(logits)."""
+    return grad - log_p.exp() * grad.sum(-1, keepdim=True)
+
+
+class _Terms(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(log_p: Tensor, log_q: Tensor, g: Generator) -> Tensor:
+        return _value(log_p, log_q, *_scalars(g))[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Generator], output: Tensor) -> None:
+        log_p, log_q, ctx.g = inputs
+        ctx.save_for_backward(log_p, log_q)
+        ctx.save_for_forward(log_p, log_q)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        log_p, log_q = ctx.saved_tensors
+        need_p, need_q, _ = ctx.needs_input_grad
+        _, d_p, d_q = _derivatives(log_p, log_q, ctx.g, need_p, need_q)
+        return None if d_p is None else grad * d_p, None if d_q is None else grad * d_q, None
+
+    @staticmethod
+    def jvp(ctx: Any, dlog_p: Tensor | None, dlog_q: Tensor | None, dg: None) -> Tensor:
+        log_p, log_q = ctx.saved_tensors
+        _, d_p, d_q = _derivatives(log_p, log_q, ctx.g, dlog_p is not None, dlog_q is not None)
+        parts = [d * moved for d, moved in ((d_p, dlog_p), (d_q, dlog_q)) if d is not None and moved is not None]
+        return sum(parts[1:], parts[0])
+
+
+def _value(
+    log_p: Tensor, log_q: Tensor, f: Scalar, adjoint: Scalar, infinite: tuple[bool, bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The terms, and h, max(p, q) and t, from which derivatives start; plain torch, which a compiler can differentiate."""
+    log_p, log_q = log_p.clamp_min(-FAR), log_q.clamp_min(-FAR)
+    t = log_p - log_q
+    below = t <= 0
+    # torch.where rather than max and abs: at a tie their derivatives are averages, wrong from the second order on
+    high = torch.where(below, log_q, log_p).exp()
+    if adjoint is f:
+        h = f(torch.where(below, t, -t))
+    else:
+        h = torch.where(below, f(t.clamp_max(0.0)), adjoint((-t).clamp_max(0.0)))
+    h = h - h.detach().clamp_max(0.0)  # rounding below zero; unlike a clamp, it leaves derivatives alone
+    if infinite[0]:
+        h = torch.where(t < -FAR / 2, INF, h)
+    if infinite[1]:
+        h = torch.where(t > FAR / 2, INF, h)
+    if any(infinite):
+        h = torch.where(high == 0, 0.0, h)
+    return high * h, h, high, t
+
+
+def _derivatives(
+    log_p: Tensor, log_q: Tensor, f: Generator, need_p: bool, need_q: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The terms and their derivatives in log p and log q, as a plain differentiable expression."""
+    adjoint, below_vanishes, above_vanishes = _sides(f)
+    term, h, high, t = _value(log_p, log_q, *_scalars(f))
+    if not (need_p or need_q):
+        return term, None, None
+    below = t <= 0
+    if adjoint is f:
+        direct = _direct(f, f, below_vanishes, torch.where(below, t, -t))
+    else:
+        direct = torch.where(
+            below,
+            _direct(f, adjoint, below_vanishes, t.clamp_max(0.0)),
+            _direct(adjoint, f, above_vanishes, (-t).clamp_max(0.0)),
+        )
+    if not (below_vanishes and above_vanishes):
+        # an excluded class has no derivative of its own; a class that underflows has none at all
+        direct = torch.where(high == 0, 0.0, torch.where(t.abs() > FAR / 2, h, direct))
+    direct = high * direct
+    rest = term - direct
+    if below_vanishes != above_vanishes:
+        d_p, d_q = (direct, rest) if below_vanishes else (rest, direct)
+        return term, d_p if need_p else None, d_q if need_q else None
+    of_p = below if below_vanishes else ~below
+    return (
+        term,
+        torch.where(of_p, direct, rest) if need_p else None,
+        torch.where(of_p, rest, direct) if need_q else None,
+    )
+
+
+def _direct(h: Generator, other: Generator, vanishes: bool, s: Tensor) -> Tensor:
+    """At u = exp(s) <= 1: u h'(u), the smaller probability's derivative; if not `vanishes`, the larger's, h - u h'(u)."""
+    if vanishes:
+        return torch.exp(s) * h.slope(s.clamp_min(FLOOR[s.dtype]))
+    return other.slope(-s)
+
+
+_known: "weakref.WeakKeyDictionary[Generator, tuple[Generator | None, bool, bool]]" = weakref.WeakKeyDictionary()
+
+
+def _sides(g: Generator) -> tuple[Generator, bool, bool]:
+    """The adjoint (g itself if it is its own), and whether u f'(u) and u f°'(u) vanish as u -> 0."""
+    if g not in _known:
+        adjoint = g.adjoint
+        points = torch.tensor([-30.0, -3.0, -1.0, -0.1], dtype=torch.float64)
+        same = adjoint.name == g.name and torch.equal(adjoint.of_log_ratio(points), g.of_log_ratio(points))
+        # None rather than g, which would keep its own entry alive
+        _known[g] = (None, _vanishes(g), _vanishes(g)) if same else (adjoint, _vanishes(g), _vanishes(adjoint))
+    adjoint, below, above = _known[g]
+    return g if adjoint is None else adjoint, below, above
+
+
+def _scalars(g: Generator) -> tuple[Scalar, Scalar, tuple[bool, bool]]:
+    """f and f° of a log-ratio (one function if they are the same), and whether f(0) and f°(0) are infinite."""
+    adjoint = _sides(g)[0]
+    return g.of_log_ratio, adjoint.of_log_ratio, (g.f0 == INF, adjoint.f0 == INF)
+
+
+def _vanishes(g: Generator) -> bool:
+    s = torch.tensor([-1.0, FLOOR[torch.float32]], dtype=torch.float64)
+    one, zero = (torch.exp(s) * g.slope(s)).abs().tolist()
+    return zero <= 1e-8 * one
+
+
+def check_skew(skew: object) -> float:
+    """skew as a float.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: outside [0, 1).
+    """
+    if isinstance(skew, bool) or not isinstance(skew, Real):
+        raise TypeError(f"skew: got {type(skew).__name__}; pass a number in [0, 1)")
+    if not 0 <= float(skew) < 1:
+        raise ValueError(f"skew: got {skew}; pass a number in [0, 1)")
+    return float(skew)
