@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,9 @@ def compare(
         str | None, typer.Option(help="Generators to train with, separated by commas; the first is the baseline.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs per objective.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of a run, instead of what the budget allows.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps of a run, instead of what the budget allows.")
+    ] = None,
     budget: Annotated[
         float | None, typer.Option(help="Minutes for the whole study: chooses the size of the model and the steps.")
     ] = None,
@@ -98,7 +101,7 @@ def compare(
         command = shlex.join(["fenchel", *sys.argv[1:]])
         path = compare(request, out, report_to=report_to, console=console, command=command)
         console.print(report.table(out))
-        console.print(f"report: {path}", highlight=False, soft_wrap=True)
+        console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -127,13 +130,11 @@ def show(
         _fail(str(error))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
-)
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def bench(context: typer.Context) -> None:
     """Time and memory of the fused heads against dense ones on this machine; `fenchel bench --help` says more."""
     try:
-        from fenchel.bench import run
+        run = import_module("fenchel.bench").run
     except ModuleNotFoundError as error:
         if error.name != "fenchel.bench":
             raise

@@ -103,10 +103,10 @@ def text_plot(curve: Curve, width: int = 60, height: int = 10) -> str:
         across = round((x - left) / (right - left) * (2 * width - 1))
         down = round((high - y) / span * (4 * height - 1))
         cells[down // 4][across // 2] |= DOTS[across % 2][down % 4]
-    marks = [number(high).rjust(8)] + [" " * 8] * (height - 2) + [number(low).rjust(8)]
+    marks = [number(high).rjust(9)] + [" " * 9] * (height - 2) + [number(low).rjust(9)]
     rows = [f"{mark} │" + "".join(chr(BRAILLE + cell) for cell in row) for mark, row in zip(marks, cells, strict=True)]
     ends = number(left) + f"{curve.across}".center(width - len(number(left)) - len(number(right))) + number(right)
-    return "\n".join([f"{'':8}  {curve.title}", *rows, f"{'':8} └{'─' * width}", f"{'':10}{ends}"])
+    return "\n".join([f"{'':9}  {curve.title}", *rows, f"{'':9} └{'─' * width}", f"{'':11}{ends}"])
 
 
 def show(name: str, console: Console) -> None:

@@ -8,7 +8,8 @@ from fenchel.study.corpus import SKIPPED, Document, position, split, standard_li
 def test_standard_library_is_large_sorted_and_free_of_tests() -> None:
     documents = standard_library()
     names = [document.name for document in documents]
-    assert names == sorted(names) and len(set(names)) == len(names)
+    assert names == sorted(names)
+    assert len(set(names)) == len(names)
     assert sum(len(document.text) for document in documents) > 1_000_000
     assert "json/decoder.py" in names
     assert not [name for name in names if SKIPPED.intersection(Path(name).parts)]
@@ -26,7 +27,8 @@ def test_standard_library_leaves_out_what_is_not_text(tmp_path: Path) -> None:
 def test_split_depends_on_names_alone() -> None:
     documents = [Document(f"d{i}", str(i)) for i in range(400)]
     train, held = split(documents)
-    assert len(train) + len(held) == 400 and not {d.name for d in train} & {d.name for d in held}
+    assert len(train) + len(held) == 400
+    assert not {d.name for d in train} & {d.name for d in held}
     assert 5 <= len(held) <= 40
     more_train, more_held = split([*documents[::-1], *(Document(f"e{i}", "") for i in range(400))])
     assert {d.name for d in held} <= {d.name for d in more_held}

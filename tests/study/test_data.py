@@ -34,7 +34,8 @@ def test_tokenizer_encodes_any_text_and_back() -> None:
     tokenizer = fit_tokenizer(["the cat sat on the mat " * 20], 280)
     text = "the zebra — 日本語 \U0001f600\n\t"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert 257 < len(tokenizer) <= 280 and tokenizer.eos_token_id == 0
+    assert 257 < len(tokenizer) <= 280
+    assert tokenizer.eos_token_id == 0
     assert len(tokenizer("the cat")["input_ids"]) < 7
 
 
@@ -45,7 +46,8 @@ def test_a_vocabulary_below_the_bytes_is_refused() -> None:
 
 def test_prepared_text_is_the_documents_and_held_out_text_is_not_trained_on(corpus: Path, data: Data) -> None:
     whole = {document.name: document.text for document in read_documents(str(corpus))[1]}
-    assert len(data.train.names) + len(data.heldout.names) == 60 and not set(data.train.names) & set(data.heldout.names)
+    assert len(data.train.names) + len(data.heldout.names) == 60
+    assert not set(data.train.names) & set(data.heldout.names)
     for tokens in (data.train, data.heldout):
         for i, name in enumerate(tokens.names):
             ids = tokens.ids[tokens.starts[i] : tokens.starts[i + 1]].tolist()
@@ -56,7 +58,8 @@ def test_prepared_text_is_the_documents_and_held_out_text_is_not_trained_on(corp
 def test_preparing_twice_gives_the_same(corpus: Path, data: Data) -> None:
     documents = read_documents(str(corpus))[1]
     again = prepare(documents, 300, train_tokens=100_000, heldout_tokens=1000, name="corpus")
-    assert again.facts == data.facts and np.array_equal(again.train.ids, data.train.ids)
+    assert again.facts == data.facts
+    assert np.array_equal(again.train.ids, data.train.ids)
 
 
 def test_no_more_is_encoded_than_is_trained_on(corpus: Path, data: Data) -> None:
@@ -74,8 +77,10 @@ def test_two_documents_are_too_few() -> None:
 def test_saved_data_comes_back(tmp_path: Path, data: Data) -> None:
     save_data(data, tmp_path)
     back = load_data(tmp_path)
-    assert np.array_equal(back.train.ids, data.train.ids) and np.array_equal(back.heldout.starts, data.heldout.starts)
-    assert back.heldout.names == data.heldout.names and back.facts == data.facts
+    assert np.array_equal(back.train.ids, data.train.ids)
+    assert np.array_equal(back.heldout.starts, data.heldout.starts)
+    assert back.heldout.names == data.heldout.names
+    assert back.facts == data.facts
     assert back.tokenizer("def value")["input_ids"] == data.tokenizer("def value")["input_ids"]
     assert back.tokenizer.eos_token_id == data.tokenizer.eos_token_id
 
@@ -102,7 +107,8 @@ def test_heldout_windows_spread_over_documents_and_pad_with_ignored_labels() -> 
     windows = heldout_windows(tokens, 10, most=70, pad=999)
     assert windows.names == ("a", "c", "d"), "a document of one token predicts nothing"
     kept = windows.labels != IGNORED
-    assert torch.equal(windows.ids[kept], windows.labels[kept]) and bool((windows.ids[~kept] == 999).all())
+    assert torch.equal(windows.ids[kept], windows.labels[kept])
+    assert bool((windows.ids[~kept] == 999).all())
     assert 70 <= int(kept.sum()) < 80
     assert windows.document.tolist() == sorted(windows.document.tolist())
     for row, document in enumerate(windows.document.tolist()):

@@ -74,13 +74,15 @@ def test_directory_passes_over_binary_hidden_and_empty_files(corpus: Path) -> No
     write_jsonl(corpus)
     _, documents, _ = read_documents(str(corpus))
     names = [document.name for document in documents]
-    assert len(documents) == 110 and names == sorted(names, key=lambda name: name.partition("#")[0])
+    assert len(documents) == 110
+    assert names == sorted(names, key=lambda name: name.partition("#")[0])
 
 
 def test_no_more_is_read_than_the_bound(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MOST_BYTES", 20_000)
     _, documents, truncated = read_documents(str(corpus))
-    assert truncated and sum(len(document.text) for document in documents) == 20_000
+    assert truncated
+    assert sum(len(document.text) for document in documents) == 20_000
 
 
 def test_ids_go_to_the_hub_as_streams(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def calibrate(
 def _time(
     source: ModelSource, blocks: TrainBlocks, batch_size: int, objective: str, windows: Windows, device: str
 ) -> Timing:
-    model = build(source, 0).to(device)
+    model = build(source, 0, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     seconds, head = [], []
     for step in range(STEPS):

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 import fenchel
 from fenchel.study import calibrate as calibration
 from fenchel.study.data import Data, TrainBlocks, load_data, load_tokenizer, prepare, save_data
 from fenchel.study.errors import StudyError, full_disk, one_line
 from fenchel.study.evaluate import every
-from fenchel.study.model import ModelSource, build, check_head, read_model
+from fenchel.study.model import ModelSource, build, check_head, head_of, read_model
 from fenchel.study.presets import PRESETS, Preset, preset, preset_for, steps_within
 from fenchel.study.progress import Display
 from fenchel.study.recorded import CURVE_SHARE, EVALUATIONS, HELDOUT_TOKENS, Bench, finished, run, study_windows
@@ -76,10 +77,12 @@ def checked(request: Request, report_to: str) -> Request:
     if request.lr is not None and not 0 < request.lr < float("inf"):
         raise StudyError(f"--lr must be positive, got {request.lr:g}")
     preset_for(request.budget)
-    known = transformers.integrations.get_available_reporting_integrations()
+    known = get_available_reporting_integrations()
     if report_to != "none" and report_to not in known:
         installed = ", ".join(known) or "none is installed"
-        raise StudyError(f"--report-to {report_to} is not available here: pass none or one of those installed ({installed})")
+        raise StudyError(
+            f"--report-to {report_to} is not available here: pass none or one of those installed ({installed})"
+        )
     return replace(request, objectives=tuple(names))
 
 
@@ -169,7 +172,7 @@ def begin(request: Request, out: Path, console: Console, began: float, command: 
         "context": size.context,
         "vocab_size": model_facts["vocab_size"],
         "lr": request.lr if request.lr is not None else default_lr(source),
-        "optimizer": "AdamW, no weight decay, no gradient clipping; linear warm-up over a tenth of the steps, then cosine",
+        "optimizer": "AdamW, no weight decay, no gradient clipping; linear warm-up over a tenth, then cosine",
         "heldout_tokens": int((windows.labels[:, 1:] >= 0).sum()),
         "heldout_documents": len(windows.names),
         "curve_share": CURVE_SHARE,
@@ -200,9 +203,7 @@ def begin(request: Request, out: Path, console: Console, began: float, command: 
 def _size(request: Request) -> Preset:
     named = request.model is not None and request.model in {candidate.name for candidate in PRESETS}
     size = preset(str(request.model)) if named else preset_for(request.budget)
-    return replace(
-        size, batch_size=request.batch_size or size.batch_size, context=request.context or size.context
-    )
+    return replace(size, batch_size=request.batch_size or size.batch_size, context=request.context or size.context)
 
 
 def default_lr(source: ModelSource) -> float:
@@ -226,16 +227,16 @@ def _check_model(source: ModelSource, data: Data, size: Preset) -> dict[str, Any
         raise StudyError(f"the tokeniser has {len(data.tokenizer)} entries, the model only {config.vocab_size}")
     blocks = TrainBlocks(data.train.ids, size.context, 0, 2)
     check_head(model, torch.stack([blocks[0]["input_ids"], blocks[1]["input_ids"]])[:, :32])
-    output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
+    weight = head_of(model).weight
     return {
         "architecture": type(model).__name__,
         "source": str(source.checkpoint) if source.checkpoint else "initialised from its configuration",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "vocab_size": output.weight.shape[0],
-        "hidden_size": output.weight.shape[1],
+        "vocab_size": weight.shape[0],
+        "hidden_size": weight.shape[1],
         "layers": getattr(config, "num_hidden_layers", None),
         "heads": getattr(config, "num_attention_heads", None),
-        "tied_embeddings": output.weight is inputs.weight,
+        "tied_embeddings": weight is getattr(model.get_input_embeddings(), "weight", None),
     }
 
 
@@ -276,6 +277,8 @@ def _describe(manifest: dict[str, Any], out: Path, console: Console) -> None:
         f"{len(manifest['objectives'])} objectives x {len(manifest['seeds'])} seeds x {config['steps']} steps "
         f"of {config['batch_size']} x {config['context']} tokens; record in {out}",
         highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 

@@ -69,15 +69,22 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def separator(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that follows every document."""
+    token = tokenizer.eos_token_id
+    assert isinstance(token, int)
+    return token
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], most: int | None = None) -> Tokens:
     """Encode documents in order; stop after the group in which `most` tokens are reached."""
     pieces: list[np.ndarray] = []
     lengths: list[int] = []
-    total = 0
+    total, end = 0, separator(tokenizer)
     for start in range(0, len(documents), GROUP):
         texts = [document.text for document in documents[start : start + GROUP]]
         for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-            pieces.append(np.array([*ids, tokenizer.eos_token_id], dtype=np.int32))
+            pieces.append(np.array([*ids, end], dtype=np.int32))
             lengths.append(len(ids) + 1)
             total += len(ids) + 1
         if most is not None and total >= most:

@@ -43,13 +43,11 @@ def evaluate(model: PreTrainedModel, windows: Windows, objective: str) -> metric
     hidden, target, document = heldout_states(model, windows)
     head = head_of(model)
     hidden, weight = without_bias(hidden, head)
-    return metrics.evaluate(
-        hidden, weight, target, document, objective, softcap=head.softcap, scale=head.scale
-    )
+    return metrics.evaluate(hidden, weight, target, document, objective, softcap=head.softcap, scale=head.scale)
 
 
 def without_bias(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """(hidden, weight) of the same logits with the bias as one more column: hidden @ W.T + b = [hidden, 1] @ [W, b].T."""
+    """(hidden, weight) with the bias as one more column: hidden @ W.T + b = [hidden, 1] @ [W, b].T."""
     if head.bias is None:
         return hidden, head.weight.detach()
     ones = hidden.new_ones(hidden.shape[0], 1)

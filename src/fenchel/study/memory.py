@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ def peak_bytes(loss: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, weight:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         loss(hidden, weight).backward()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    kineto: Any = recorded.profiler
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
@@ -26,7 +26,7 @@ LOUD = 40.0
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where models come from: `checkpoint` is a directory with weights, otherwise they are initialised from `config`."""
+    """Where models come from: the weights in the directory `checkpoint`, or an initialisation from `config`."""
 
     config: PretrainedConfig
     checkpoint: Path | None = None
@@ -79,14 +79,16 @@ def _read_config(path: Path, name: str) -> PretrainedConfig:
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(written, dict) or "model_type" not in written:
-            raise StudyError(f"--model {name}: {file.name} names no model_type, so it is not a transformers configuration")
+            raise StudyError(
+                f"--model {name}: {file.name} names no model_type, so it is not a transformers configuration"
+            )
         return AutoConfig.from_pretrained(str(file), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(f"--model {name} is not a readable transformers configuration: {one_line(error)}") from error
 
 
-def build(source: ModelSource, seed: int) -> PreTrainedModel:
-    """The model in float32: the checkpoint's weights, or an initialisation that `seed` alone decides."""
+def build(source: ModelSource, seed: int, device: str = "cpu") -> PreTrainedModel:
+    """The model in float32 on `device`: the checkpoint's weights, or an initialisation that `seed` alone decides."""
     torch.manual_seed(seed)
     try:
         if source.checkpoint is None:
@@ -102,6 +104,7 @@ def build(source: ModelSource, seed: int) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         where = source.checkpoint or source.config.model_type
         raise StudyError(f"--model {where} cannot be loaded: {one_line(error)}") from error
+    nn.Module.to(model, device)
     return model
 
 
@@ -157,12 +160,13 @@ def check_head(model: PreTrainedModel, ids: Tensor) -> None:
         hidden = last_hidden(model, input_ids=ids)
         if hidden.shape[-1] != head.weight.shape[1]:
             raise StudyError(
-                f"--model of type {kind} projects its hidden states {hidden.shape[-1]} -> {head.weight.shape[1]} before the head: not supported"
+                f"--model of type {kind} has another projection before its head "
+                f"({hidden.shape[-1]} -> {head.weight.shape[1]}): pass one without"
             )
         logits = model(input_ids=ids, use_cache=False).logits
-        other = ids.clone()
-        other[:, -1] = (other[:, -1] + 1) % head.weight.shape[0]
-        if not torch.allclose(model(input_ids=other, use_cache=False).logits[:, 0], logits[:, 0], rtol=1e-4, atol=1e-4):
+        later = torch.cat([ids[:, :1], (ids[:, 1:] + 1) % head.weight.shape[0]], -1)
+        moved = (last_hidden(model, input_ids=later)[:, 0] - hidden[:, 0]).abs().max()
+        if not moved <= 1e-5 * hidden[:, 0].abs().max():
             raise StudyError(f"--model of type {kind} looks at later tokens: pass a causal language model")
         factor = LOUD / max(float((hidden @ head.weight.T).abs().max()) * head.scale, 1e-6)
         with _scaled_input(model, factor):
@@ -198,7 +202,9 @@ def _same(kind: str, head: Head, hidden: Tensor, logits: Tensor, ids: Tensor) ->
 
 @contextmanager
 def _scaled_input(model: PreTrainedModel, factor: float) -> Iterator[None]:
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0] * factor, *args[1:]))
+    output = model.get_output_embeddings()
+    assert output is not None
+    hook = output.register_forward_pre_hook(lambda _, args: (args[0] * factor, *args[1:]))
     try:
         yield
     finally:

@@ -75,6 +75,7 @@ def steps_within(seconds: float, per_step: float, fixed: float, most: int) -> in
     if steps < LEAST_STEPS:
         need = (LEAST_STEPS * per_step + fixed) / PLANNED / 60
         raise StudyError(
-            f"--budget leaves {max(0, steps)} steps a run: pass --budget {need + 0.1:.1f} or more, or fewer objectives or seeds"
+            f"--budget leaves {max(0, steps)} steps a run: pass --budget {need + 0.1:.1f} or more, "
+            "or fewer objectives or seeds"
         )
     return steps // 10 * 10 if steps > 100 else steps

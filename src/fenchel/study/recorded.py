@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fenchel.study.data import IGNORED, Data, TrainBlocks, Windows, heldout_windows, order_hash
+from fenchel.study.data import IGNORED, Data, TrainBlocks, Windows, heldout_windows, order_hash, separator
 from fenchel.study.evaluate import evaluate, every
 from fenchel.study.memory import peak_bytes
 from fenchel.study.model import ModelSource, build, check_head, head_of, last_hidden, state_hash
@@ -22,7 +22,7 @@ from fenchel.study.train import Recipe, Step, last_checkpoint, train
 EVALUATIONS = 8
 HELDOUT_TOKENS = 8192
 # Points of the learning curve use every CURVE_SHARE-th held-out window; final figures use all of them.
-CURVE_SHARE = 4
+CURVE_SHARE = 8
 PROMPT_TOKENS = 32
 
 
@@ -42,7 +42,7 @@ class Bench:
 
 def study_windows(data: Data, context: int) -> Windows:
     """The held-out windows that every run of a study is evaluated on."""
-    return heldout_windows(data.heldout, context, HELDOUT_TOKENS, int(data.tokenizer.eos_token_id))
+    return heldout_windows(data.heldout, context, HELDOUT_TOKENS, separator(data.tokenizer))
 
 
 def evaluation_steps(steps: int) -> set[int]:
@@ -63,7 +63,7 @@ def run(bench: Bench, objective: str, seed: int, display: Display) -> None:
     """Train one objective with one seed, from its last checkpoint if it has one, and write its record."""
     recipe, directory = bench.recipe, run_directory(bench.out, objective, seed)
     directory.mkdir(parents=True, exist_ok=True)
-    model = build(bench.source, seed).to(bench.device)
+    model = build(bench.source, seed, bench.device)
     blocks = TrainBlocks(bench.data.train.ids, recipe.context, seed, recipe.steps * recipe.batch_size)
     check_head(model, _batch(blocks, 2, bench.device)[:, :32])
     facts = {"init_hash": state_hash(model), "data_hash": order_hash(blocks, recipe.batch_size)}

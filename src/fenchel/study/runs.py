@@ -88,8 +88,8 @@ def existing(out: Path, request: Mapping[str, object], *, ours: bool) -> dict[st
         if written.get(name) != request[name]:
             option = "--" + name.replace("_", "-")
             raise StudyError(
-                f"--out {out} holds another study, with {option} {_said(written.get(name))} instead of {_said(request[name])}: "
-                "pass another --out, or the same options to continue it"
+                f"--out {out} holds another study, with {option} {_said(written.get(name))} instead of "
+                f"{_said(request[name])}: pass another --out, or the same options to continue it"
             )
     return manifest
 

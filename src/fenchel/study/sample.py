@@ -31,4 +31,4 @@ def continuation(
         drawn.append(token)
         step = torch.tensor([[token]], device=model.device)
     model.train(was_training)
-    return {"prompt": tokenizer.decode(prompt.tolist()), "text": tokenizer.decode(drawn)}
+    return {"prompt": str(tokenizer.decode(prompt.tolist())), "text": str(tokenizer.decode(drawn))}

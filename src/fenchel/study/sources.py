@@ -188,13 +188,14 @@ def _saved_dataset(path: Path, field: str | None) -> Iterator[Document]:
     from datasets import DatasetDict, load_from_disk
 
     try:
-        loaded = load_from_disk(str(path))
+        loaded: Any = load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
         raise StudyError(f"--data {path} is not a readable data set directory: {one_line(error)}") from error
     if isinstance(loaded, DatasetDict):
         name = "train" if "train" in loaded else next(iter(loaded)) if len(loaded) == 1 else None
         if name is None:
-            raise StudyError(f"--data {path} has the splits {', '.join(loaded)}: pass the directory of one of them")
+            splits = ", ".join(str(split) for split in loaded)
+            raise StudyError(f"--data {path} has the splits {splits}: pass the directory of one of them")
         loaded = loaded[name]
     yield from _rows(iter(loaded), str(path), path.name, field)
 

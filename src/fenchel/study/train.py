@@ -152,15 +152,18 @@ class Stopwatch(TrainerCallback):
         self.lr = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The clock starts."""
         self.mark = time.perf_counter()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        assert self.trainer.optimizer is not None
+        """The rate of this step; at its end the scheduler has moved on to the next."""
+        assert isinstance(self.trainer.optimizer, torch.optim.Optimizer)
         self.lr = float(self.trainer.optimizer.param_groups[0]["lr"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The step is measured and reported."""
         assert self.trainer.last_loss is not None
         loss = float(self.trainer.last_loss)
         seconds = time.perf_counter() - self.mark
@@ -172,6 +175,7 @@ class Stopwatch(TrainerCallback):
         self.mark = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A checkpoint is written, which is not training."""
         self.mark = time.perf_counter()
 
 
