@@ -181,6 +181,23 @@ def test_a_run_that_is_killed_goes_on_with_the_same_curve(tmp_path: Path, option
 
 
 @pytest.mark.usefixtures("plain_report")
+def test_a_trained_model_can_be_trained_on(tmp_path: Path, options: dict[str, str]) -> None:
+    options = {**options, "--objectives": "kl"}
+    assert invoke(options, tmp_path / "first").exit_code == 0
+    trained = run_directory(tmp_path / "first", "kl", 0) / "model"
+    again = {**options, "--model": str(trained), "--seeds": "2", "--steps": "2"}
+    assert invoke(again, tmp_path / "second").exit_code == 0
+    study = read(tmp_path / "second" / "study.json")
+    assert study["config"]["model"]["source"] == str(trained)
+    assert study["config"]["lr"] == 5e-5
+    starts = [read(run_directory(tmp_path / "second", "kl", seed) / "start.json") for seed in (0, 1)]
+    assert starts[0]["init_hash"] == starts[1]["init_hash"]
+    assert starts[0]["data_hash"] != starts[1]["data_hash"]
+    before = lines(tmp_path / "first", "kl", "eval.jsonl")[-1]["metrics"]
+    assert lines(tmp_path / "second", "kl", "eval.jsonl")[0]["metrics"] == pytest.approx(before, rel=1e-6)
+
+
+@pytest.mark.usefixtures("plain_report")
 def test_another_study_is_refused_and_named(tmp_path: Path, options: dict[str, str]) -> None:
     out, options = tmp_path / "out", {**options, "--objectives": "kl", "--steps": "2"}
     assert invoke(options, out).exit_code == 0

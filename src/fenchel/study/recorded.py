@@ -97,6 +97,7 @@ def run(bench: Bench, objective: str, seed: int, display: Display) -> None:
     )
     write_json(directory / "final.json", {**_final(bench, model, blocks, objective), **log.totals(), **facts})
     model.save_pretrained(directory / "model")
+    bench.data.tokenizer.save_pretrained(directory / "model")
     write_json(directory / "done.json", {"finished": datetime.now(UTC).isoformat(timespec="seconds")})
     shutil.rmtree(checkpoints, ignore_errors=True)
     display.end(log.lines[-1]["loss"], log.totals()["tokens_per_second"])
