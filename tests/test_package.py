@@ -26,6 +26,7 @@ LAYERS = (
     {"generators", "from_f"},
     {"solve"},
     {"operators"},
+    {"terms"},
     {"divergences"},
     {"losses"},
     {"head"},
