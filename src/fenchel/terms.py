@@ -117,8 +117,9 @@ def terms(log_p: Tensor, log_q: Tensor, g: Generator, skew: float = 0.0) -> Tens
 def row_divergence(
     log_p: Tensor, log_q: Tensor, g: Generator, *, grad_p: bool = True, grad_q: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """D_f(p||q) [...], and its derivatives in log p and in log q [..., V] (None where not asked for);
-    `through_softmax` takes them to logits.
+    """D_f(p||q) [...], and its derivatives in log p and in log q [..., V], None where not asked for.
+
+    `through_softmax` takes the derivatives to logits.
 
     Args:
         log_p, log_q: [..., V] float32 or float64 log-probabilities.
@@ -163,7 +164,7 @@ class _Terms(torch.autograd.Function):
 def _value(
     log_p: Tensor, log_q: Tensor, f: Scalar, adjoint: Scalar, infinite: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The terms, and h, max(p, q) and t, from which derivatives start; plain torch, which a compiler can differentiate."""
+    """The terms, and h, max(p, q) and t, from which derivatives start; plain torch, for a compiler to differentiate."""
     log_p, log_q = log_p.clamp_min(-FAR), log_q.clamp_min(-FAR)
     t = log_p - log_q
     below = t <= 0
@@ -193,16 +194,15 @@ def _derivatives(
         return term, None, None
     below = t <= 0
     if adjoint is f:
-        direct = _direct(f, f, below_vanishes, torch.where(below, t, -t))
+        direct = _direct(f, f, below_vanishes, torch.where(below, t, -t), h)
     else:
         direct = torch.where(
             below,
-            _direct(f, adjoint, below_vanishes, t.clamp_max(0.0)),
-            _direct(adjoint, f, above_vanishes, (-t).clamp_max(0.0)),
+            _direct(f, adjoint, below_vanishes, t.clamp_max(0.0), h),
+            _direct(adjoint, f, above_vanishes, (-t).clamp_max(0.0), h),
         )
     if not (below_vanishes and above_vanishes):
-        # an excluded class has no derivative of its own; a class that underflows has none at all
-        direct = torch.where(high == 0, 0.0, torch.where(t.abs() > FAR / 2, h, direct))
+        direct = torch.where(high == 0, 0.0, direct)
     direct = high * direct
     rest = term - direct
     if below_vanishes != above_vanishes:
@@ -216,11 +216,12 @@ def _derivatives(
     )
 
 
-def _direct(h: Generator, other: Generator, vanishes: bool, s: Tensor) -> Tensor:
-    """At u = exp(s) <= 1: u h'(u), the smaller probability's derivative; if not `vanishes`, the larger's, h - u h'(u)."""
+def _direct(g: Generator, other: Generator, vanishes: bool, s: Tensor, h: Tensor) -> Tensor:
+    """At u = exp(s) <= 1: u g'(u), the smaller probability's derivative; unless that vanishes at u = 0, g - u g'(u)."""
     if vanishes:
-        return torch.exp(s) * h.slope(s.clamp_min(FLOOR[s.dtype]))
-    return other.slope(-s)
+        return torch.exp(s) * g.slope(s.clamp_min(FLOOR[s.dtype]))
+    # an excluded class has no derivative of its own: all of h is the other's
+    return torch.where(s < -FAR / 2, h, other.slope(-s))
 
 
 _known: "weakref.WeakKeyDictionary[Generator, tuple[Generator | None, bool, bool]]" = weakref.WeakKeyDictionary()
