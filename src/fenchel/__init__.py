@@ -1,7 +1,30 @@
 """Fenchel: probabilistic training objectives. Any f-divergence as an operator, a loss, a divergence and a fused head, from one definition."""
 
+from .divergences import bhattacharyya, cauchy_schwarz, divergence, renyi, skew_divergence
 from .generators import Generator, generator, generator_names
+from .head.rows import linear_rows
+from .head.young import linear_fenchel_young
 from .losses.fenchel_young import FenchelYoungLoss, fenchel_young
 from .operators import entropy, sigmoid, softargmax, softmax_value, softplus
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "FenchelYoungLoss",
+    "Generator",
+    "bhattacharyya",
+    "cauchy_schwarz",
+    "divergence",
+    "entropy",
+    "fenchel_young",
+    "generator",
+    "generator_names",
+    "linear_fenchel_young",
+    "linear_rows",
+    "renyi",
+    "sigmoid",
+    "skew_divergence",
+    "softargmax",
+    "softmax_value",
+    "softplus",
+]

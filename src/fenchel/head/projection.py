@@ -84,10 +84,11 @@ def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def pull_logits_(grad: Tensor, capped: Tensor | None, softcap: float | None, scale: float) -> None:
-    """The gradient of the logits turned, in place, into that of hidden @ weight.T + bias; capped: the logits, needed for a soft-cap."""
+    """The gradient of the logits turned, in place, into that of hidden @ weight.T + bias; capped: the logits, needed for a
+    soft-cap, overwritten."""
     if softcap is not None:
         assert capped is not None
-        grad.mul_(1 - (capped / softcap).square_())
+        grad.mul_(capped.div_(softcap).square_().neg_().add_(1))
     if scale != 1:
         grad *= scale
 
@@ -95,7 +96,7 @@ def pull_logits_(grad: Tensor, capped: Tensor | None, softcap: float | None, sca
 def add_gradients(
     grad: Tensor, hidden: Tensor, weight: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None
 ) -> None:
-    """Adds grad @ weight, grad.T @ hidden and the column sums of grad [n, V] to accumulators of grad's dtype."""
+    """grad [n, V] multiplied back: d_hidden becomes grad @ weight; grad.T @ hidden and grad's column sums are added to d_weight and d_bias."""
     if d_hidden is not None:
         if weight.dtype == grad.dtype:
             torch.mm(grad, weight, out=d_hidden)
@@ -106,7 +107,6 @@ def add_gradients(
             for i in range(0, len(weight), BLOCK):
                 d_hidden.addmm_(grad[:, i : i + BLOCK], weight[i : i + BLOCK].to(grad.dtype))
     if d_weight is not None:
-        wide = hidden.to(grad.dtype)
-        d_weight.addmm_(grad.T, wide)
+        d_weight.addmm_(grad.T, hidden.to(grad.dtype))
     if d_bias is not None:
         d_bias += grad.sum(0)

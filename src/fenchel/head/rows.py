@@ -1,7 +1,7 @@
 """Any row-wise function of logits, tile by tile: the generic head.
 
 Two nested autograd Functions recompute each tile, so [N, V] logits are never stored, in the forward pass, the backward pass or the backward pass of the
-backward pass; derivatives per tile come from torch.func.vjp, so the row function is all there is to write. Tiles are concatenated rather than written in
+backward pass; derivatives per tile come from torch.func.grad, so the row function is all there is to write. Tiles are concatenated rather than written in
 place: this keeps vmap, torch.func and compile(fullgraph) right.
 """
 
@@ -104,7 +104,8 @@ class _Split:
 
 
 def _vjp(call: Tile, split: _Split, tile: list[Any], g: Tensor, free: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return torch.func.vjp(lambda *x: call(*split.join(tile, x)), *free)[1](g)
+    # grad of <g, rows> rather than vjp: a pullback called after its level has ended finds dead tensors under vmap
+    return torch.func.grad(lambda *x: (call(*split.join(tile, x)) * g).sum(), argnums=tuple(range(len(free))))(*free)
 
 
 def _collect(split: _Split, parts: list[tuple[Tensor, ...]]) -> list[Tensor | None]:
@@ -176,8 +177,11 @@ class RowsGrad(torch.autograd.Function):
             tile = split.tile(s)
             free = tuple(tile[i] for i in split.free)
             u = tuple(upstream[i] if i in (1, 2) else upstream[i][s] for i in split.free)  # pyright: ignore[reportOptionalSubscript]
-            _, pull = torch.func.vjp(lambda g, *x, tile=tile: _vjp(ctx.call, split, tile, g, x), g[s], *free)
-            g_part, *rest = pull(u)
+
+            def paired(g: Tensor, *x: Tensor, tile: list[Any] = tile, u: tuple[Any, ...] = u) -> Tensor:
+                return torch.stack([(a * b).sum() for a, b in zip(_vjp(ctx.call, split, tile, g, x), u, strict=True)]).sum()
+
+            g_part, *rest = torch.func.grad(paired, argnums=tuple(range(1 + len(free))))(g[s], *free)
             g_parts.append(g_part)
             parts.append(tuple(rest))
         return (None, torch.cat(g_parts), *_collect(split, parts))

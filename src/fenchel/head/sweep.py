@@ -1,0 +1,71 @@
+"""The loop of the specialised heads: a tile of logits is made, a kernel turns it in place into the gradient, and the gradient is multiplied back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .projection import add_gradients, logits_into, pull_logits_, rows_per_tile
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output projection: cap(scale (hidden @ weight.T + bias)), and which of its gradients are wanted."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+    scale: float
+    want: tuple[bool, bool, bool]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What logits and accumulators are held in."""
+        return torch.promote_types(self.hidden.dtype, torch.float32)
+
+    def accumulators(self) -> list[Tensor | None]:
+        """Zeros for the wanted gradients of hidden, weight and bias."""
+        shapes = (self.hidden.shape, self.weight.shape, self.weight.shape[:1])
+        return [self.hidden.new_zeros(s, dtype=self.dtype) if w else None for s, w in zip(shapes, self.want, strict=True)]
+
+
+class Kernel(Protocol):
+    """What is done to a tile of rows."""
+
+    def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> Tensor:
+        """Per-row values [n, ...]; if c [n] is given, logits[k] becomes c times the values' gradient in place (where head k wants one)."""
+        ...
+
+
+def sweep(heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int = 0) -> tuple[Tensor, list[list[Tensor | None]]]:
+    """Values of all rows, and each head's gradients of sum_i c_i value_i.
+
+    spare: tiles of scratch that the kernel needs beside the logits.
+    """
+    n = len(heads[0].hidden)
+    totals = [h.accumulators() if c is not None else [None] * 3 for h in heads]
+    capped = sum(h.softcap is not None and c is not None for h in heads)
+    itemsize = torch.finfo(heads[0].dtype).bits // 8
+    step = rows_per_tile(max(len(h.weight) for h in heads), itemsize * (len(heads) + capped + spare), memory)
+    step = min(step, max(n, 1))
+    buffers = [h.hidden.new_empty(step, len(h.weight), dtype=h.dtype) for h in heads]
+    values = []
+    for start in range(0, n, step):
+        s = slice(start, min(start + step, n))
+        logits = [b[: s.stop - start] for b in buffers]
+        for h, z in zip(heads, logits, strict=True):
+            logits_into(z, h.hidden[s], h.weight, h.bias, h.softcap, h.scale)
+        before = [z.clone() if h.softcap is not None and c is not None else None for h, z in zip(heads, logits, strict=True)]
+        values.append(kernel(logits, s, None if c is None else c[s]))
+        if c is None:
+            continue
+        for h, z, z0, (d_hidden, d_weight, d_bias) in zip(heads, logits, before, totals, strict=True):
+            if any(h.want):
+                pull_logits_(z, z0, h.softcap, h.scale)
+                part = None if d_hidden is None else d_hidden[s]
+                add_gradients(z, h.hidden[s], h.weight, part, d_weight, d_bias)
+    out = torch.cat(values) if values else heads[0].hidden.new_zeros(0, dtype=heads[0].dtype)
+    return out, totals

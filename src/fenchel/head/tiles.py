@@ -1,0 +1,67 @@
+"""The two loops over a tile that every Fenchel-Young head is made of, compiled where the machine has a compiler.
+
+Both are the scalar functions of `generators` and nothing else; torch.compile fuses them into one pass over memory each (measured on two cores: 15 to 60
+times faster than the separate torch operations, which is what runs without a compiler).
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import solve
+from ..generators import INF, Generator, operator_of
+from ..operators import excess_of
+
+log = logging.getLogger("fenchel")
+# entries of logits below which compiling costs more than it saves
+LARGE = 2**22
+
+
+def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, g: Generator) -> Tensor:
+    """Turns distances d into c p in place, and returns value - best [N]. shift: the last Newton step, (1 - S) / (dS/dtop)."""
+    op = operator_of(g)
+    u = op.unlink(top - d)
+    excess = excess_of(u, d < INF if g.f0 == INF else None, top, q, g)
+    d.copy_((q * (u + op.spread(u) * shift)).clamp_min(0.0) * c)
+    return excess
+
+
+def value(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> Tensor:
+    """value - best [N]."""
+    return excess_of(operator_of(g).unlink(top - d), d < INF if g.f0 == INF else None, top, q, g)
+
+
+def tile_function(fn: Callable[..., Any], g: Generator, entries: int) -> Callable[..., Any]:
+    """`fn` for one generator, compiled if a compiler is there and the work is large. FENCHEL_COMPILE=0 turns it off, =1 compiles for any size."""
+    wanted = os.environ.get("FENCHEL_COMPILE", "")
+    if wanted == "0" or (wanted != "1" and entries < LARGE) or not _compiler():
+        return lambda *args: fn(*args, g)
+    return _compiled(fn, g)
+
+
+@cache
+def _compiled(fn: Callable[..., Any], g: Generator) -> Callable[..., Any]:
+    def bound(*args: Tensor) -> Any:
+        return fn(*args, g)
+
+    return torch.compile(bound, dynamic=True)
+
+
+@cache
+def _compiler() -> bool:
+    found = torch.cuda.is_available() or any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if c)
+    if not found:
+        log.warning("fenchel: no C++ compiler found; the fused heads run uncompiled, several times slower (install g++ or clang++)")
+    return bool(found)
+
+
+def solved(d: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
+    """`solve.threshold` with compiled sums."""
+    sums = tile_function(solve.sums, g, entries)
+    return solve.threshold(d, q, g, lambda d, top, q, _: sums(d, top, q))

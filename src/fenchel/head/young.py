@@ -1,0 +1,316 @@
+"""The Fenchel-Young loss of hidden @ weight.T, the logits never stored.
+
+Class-index targets run through a kernel that solves for the threshold and turns a tile of logits in place into p - y; with a uniform upstream
+gradient (mean, sum) gradients are made in the forward pass, so a step costs three products. Probability targets, and label smoothing combined with class
+weights or a vector q, run through the generic head. Second derivatives always do: the row function is the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import reference
+from ..generators import Generator, by_handle
+from ..losses.fenchel_young import YoungSpec, check_class_weight, check_target, one_hot_divergence, reduce, young_rows, young_spec
+from ..operators import working_dtype
+from .projection import MEMORY, check_head, rows_per_tile
+from .rows import Rows, RowsGrad, Tile
+from .sweep import Head, sweep
+from .tiles import finish_, solved, tile_function, value
+
+__all__ = ["linear_fenchel_young"]
+
+
+def linear_fenchel_young(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    generator: str | Generator = "kl",
+    *,
+    bias: Tensor | None = None,
+    q: float | Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    temperature: float = 1.0,
+    class_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    memory: int = MEMORY,
+) -> Tensor:
+    """`fenchel_young` of logits = cap(scale (hidden @ weight.T + bias)) that are never stored.
+
+    Args:
+        hidden: [..., D]; float16 and bfloat16 are accumulated in float32.
+        weight: [V, D], the output embedding; may be tied.
+        target: class indices [...], or probabilities [..., V].
+        generator: a name or a Generator; sparse ones (alpha > 1) cost less the smaller their support is.
+        bias: [V].
+        q: the reference measure: a number (default 1) or [V].
+        softcap: cap(x) = softcap tanh(x / softcap).
+        scale: a factor on the logits.
+        temperature, label_smoothing, ignore_index, reduction: as `fenchel_young`; ignored rows are dropped before the first product.
+        class_weight: `fenchel_young`'s weight, [V].
+        memory: bytes that a tile of logits may take.
+
+    Returns:
+        A scalar or [...] for "none", float32 at least. Any upstream gradient is right; "mean" and "sum" make their gradients in the forward pass.
+
+    Raises:
+        ValueError, TypeError: as `fenchel_young`, and for shapes, dtypes or devices of the head that do not fit.
+
+    Example:
+        >>> hidden, weight = torch.randn(6, 8), torch.randn(50, 8)
+        >>> target = torch.tensor([1, 2, 3, -100, 5, 6])
+        >>> fused = linear_fenchel_young(hidden, weight, target, "alpha:1.5")
+        >>> from fenchel import fenchel_young
+        >>> torch.allclose(fused, fenchel_young(hidden @ weight.T, target, "alpha:1.5"), atol=1e-5)
+        True
+
+    Source: as `fenchel_young`; cross-entropy without logits: Wijmans et al., arXiv 2411.09009.
+    """
+    spec = young_spec(generator, temperature, label_smoothing, reduction)
+    hidden, weight, bias = autocast(hidden, weight, bias)
+    lead = check_head(hidden, weight, bias, softcap, scale)
+    v, inside = weight.shape[0], working_dtype(spec.generator, hidden.dtype)
+    shape = torch.Size((*lead, v))
+    q_ = reference(q, hidden.new_empty(0, v), inside)
+    w_ = check_class_weight("class_weight", class_weight, v, hidden.device, inside)
+    y, indices = check_target(shape, target, ignore_index, inside)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    row_function = partial(_rows_of, q=q_, class_weight=w_, spec=spec, ignore_index=ignore_index)
+    tile = Tile(row_function, softcap, float(scale), rows_per_tile(v, 16, memory))
+    if not indices or (spec.label_smoothing > 0 and (q_.dim() > 0 or w_ is not None)):
+        rows: Tensor = Rows.apply(tile, flat, weight, bias, y)  # pyright: ignore[reportAssignmentType]
+        return reduce(rows, _size(y, w_, ignore_index), reduction, lead)
+    call = YoungCall(spec, ignore_index, softcap, float(scale), memory, tile)
+    return run(call, flat, weight, bias, y, q_, w_, lead)
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Tensors in autocast's dtype where it is on, as torch's own linear would."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
+
+
+def _rows_of(z: Tensor, y: Tensor, *, q: Tensor, class_weight: Tensor | None, spec: YoungSpec, ignore_index: int) -> Tensor:
+    inside = working_dtype(spec.generator, z.dtype)
+    return young_rows(z.to(inside), y, q, class_weight, spec, ignore_index)[0].to(z.dtype)
+
+
+def _size(y: Tensor, class_weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What "mean" divides by."""
+    if y.dim() == 2:
+        return torch.tensor(float(len(y)), dtype=torch.float64, device=y.device)
+    counted = y != ignore_index
+    return (counted.double() if class_weight is None else torch.where(counted, class_weight[torch.where(counted, y, 0)], 0.0)).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class YoungCall:
+    """The arguments of one call that are no tensors."""
+
+    spec: YoungSpec
+    ignore_index: int
+    softcap: float | None
+    scale: float
+    memory: int
+    tile: Tile
+
+    def op(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None, c: Tensor | None, want: list[bool]) -> Any:
+        s = self.spec
+        numbers = (s.temperature, s.label_smoothing, self.ignore_index, self.softcap, self.scale, s.generator.handle, self.memory)
+        return _young(hidden, weight, bias, y, q, w, c, *numbers, want)
+
+
+def run(call: YoungCall, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None, lead: torch.Size) -> Tensor:
+    """The reduced loss."""
+    if call.spec.reduction == "none":
+        rows: Tensor = PerRow.apply(call, hidden, weight, bias, y, q, w)  # pyright: ignore[reportAssignmentType]
+        return rows.view(lead)
+    size = _size(y, w, call.ignore_index)
+    each = torch.ones((), dtype=torch.float64, device=y.device) if call.spec.reduction == "sum" else 1 / torch.where(size > 0, size, 1.0)
+    c = torch.where(y != call.ignore_index, each, 0.0).to(torch.promote_types(hidden.dtype, torch.float32))
+    want = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in (hidden, weight, bias)]
+    return Total.apply(call, want, hidden, weight, bias, y, q, w, c)[0]  # pyright: ignore[reportOptionalSubscript]
+
+
+class PerRow(torch.autograd.Function):
+    """Per-row losses; the backward pass recomputes each tile with the upstream gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call: YoungCall, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None) -> Tensor:
+        return call.op(hidden, weight, bias, y, q, w, None, [False] * 3)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.call, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, y, q, w = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = RowsGrad.apply(ctx.call.tile, g, hidden, weight, bias, y)[:3]  # pyright: ignore[reportOptionalSubscript]
+        else:
+            want = [bool(x) for x in ctx.needs_input_grad[1:4]]
+            _, *grads = ctx.call.op(hidden, weight, bias, y, q, w, g, want)
+            grads = [x if used else None for x, used in zip(grads, want, strict=True)]
+        return (None, *grads, None, None, None)
+
+
+class Total(torch.autograd.Function):
+    """sum_i c_i loss_i, its gradients made in the forward pass; a differentiated backward pass recomputes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        call: YoungCall, want: list[bool], hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None, c: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows, *grads = call.op(hidden, weight, bias, y, q, w, c if any(want) else None, want)
+        return (rows * c).sum(), *grads
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call, ctx.want, *tensors = inputs
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, y, q, w, c, *made = ctx.saved_tensors
+        if (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or not any(ctx.want):
+            grads = RowsGrad.apply(ctx.call.tile, g * c, hidden, weight, bias, y)[:3]  # pyright: ignore[reportOptionalSubscript]
+        else:
+            grads = [x * g.to(x.dtype) if used else None for x, used in zip(made, ctx.want, strict=True)]
+        return (None, None, *grads, None, None, None, None)
+
+
+@torch.library.custom_op("fenchel::young", mutates_args=())
+def _young(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    q: Tensor,
+    class_weight: Tensor | None,
+    c: Tensor | None,
+    temperature: float,
+    smoothing: float,
+    ignore_index: int,
+    softcap: float | None,
+    scale: float,
+    number: int,
+    memory: int,
+    want: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per-row losses, and the wanted gradients of sum_i c_i loss_i (empty tensors for the others)."""
+    torch.ops.fenchel.check_labels(y, len(weight), ignore_index)
+    keep = (y != ignore_index).nonzero().squeeze(1)
+    all_kept = len(keep) == len(y)
+    part = hidden if all_kept else hidden[keep]
+    labels = y if all_kept else y[keep]
+    row_c = None if c is None else (c if all_kept else c[keep])
+    head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
+    kernel = YoungKernel(by_handle(number), labels, q, class_weight, temperature, smoothing, len(part) * len(weight))
+    rows, [grads] = sweep([head], kernel, row_c, memory, kernel.spare)
+    out = []
+    for x, like in zip(grads, (hidden, weight, bias), strict=True):
+        out.append(hidden.new_empty(0) if x is None or like is None else x.to(like.dtype))
+    if not all_kept:
+        rows = rows.new_zeros(len(y)).index_copy_(0, keep, rows)
+        if want[0] and c is not None:
+            out[0] = torch.zeros_like(hidden).index_copy_(0, keep, out[0])
+    return rows, out[0], out[1], out[2]
+
+
+@_young.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    c, want = rest[2], rest[-1]
+    rows = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    shapes = [torch.empty_like(x) if w and x is not None and c is not None else hidden.new_empty(0) for x, w in zip((hidden, weight, bias), want, strict=True)]
+    return rows, shapes[0], shapes[1], shapes[2]
+
+
+def one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
+    """A vmap rule that calls the operator once for each element of the batch."""
+
+    def rule(info: Any, dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        results = [op(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, dims, strict=True))) for i in range(info.batch_size)]
+        return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
+
+    return rule
+
+
+_young.register_vmap(one_by_one(_young))
+
+
+@dataclass(frozen=True)
+class YoungKernel:
+    """A tile of logits to the rows' losses and, in place, to c (p - y)."""
+
+    g: Generator
+    y: Tensor
+    q: Tensor
+    class_weight: Tensor | None
+    temperature: float
+    smoothing: float
+    entries: int
+
+    @property
+    def spare(self) -> int:
+        """Tiles of scratch: the float64 copy of a float32 tile."""
+        return 2 if self.g.double else 0
+
+    def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> Tensor:
+        z, y = logits[0], self.y[rows]
+        if self.temperature != 1:
+            z /= self.temperature
+        wide = working_dtype(self.g, z.dtype)
+        d = z.to(wide)
+        best = d.amax(1, keepdim=True)
+        torch.sub(best, d, out=d)
+        gap = d.gather(1, y.unsqueeze(1)).squeeze(1)
+        mass = self.temperature if self.class_weight is None else self.temperature * self.class_weight[y]
+        live = d < torch.inf if self.smoothing > 0 else None
+        offset = one_hot_divergence(y, self.q, self.g)
+        if live is not None:
+            gap, offset = self._smoothed(d, live, gap)
+        found = solved(d, self.q, self.g, self.entries)
+        if c is None:
+            excess = tile_function(value, self.g, self.entries)(d, found.top, self.q)
+        else:
+            excess = self._gradient(d, live, found, y, c if self.class_weight is None else c * self.class_weight[y])
+            if d is not z:
+                z.copy_(d)
+        return (mass * (gap + excess + offset)).to(z.dtype)
+
+    def _gradient(self, d: Tensor, live: Tensor | None, found: Any, y: Tensor, c: Tensor) -> Tensor:
+        """Turns d into c (p - y)."""
+        c = c.to(d.dtype).unsqueeze(1)
+        shift = (1 - found.mass) / found.spread
+        excess = tile_function(finish_, self.g, self.entries)(d, found.top, shift, self.q, c)
+        d.scatter_add_(1, y.unsqueeze(1), -(1 - self.smoothing) * c)
+        if live is not None:
+            d.sub_(live * (self.smoothing * c / live.sum(1, keepdim=True)))
+        return excess
+
+    def _smoothed(self, d: Tensor, live: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """<y, best - z> and D_f(y||q) of a smoothed one-hot target: two distinct probabilities a row."""
+        eps, count = self.smoothing, live.sum(1, dtype=d.dtype)
+        gap = (1 - eps) * gap + eps * torch.where(live, d, 0.0).sum(1) / count
+        if self.g.f0 == torch.inf:
+            return gap, torch.zeros_like(gap)
+        low = eps / count
+        part = lambda p: self.q * (self.g.f(p / self.q) - self.g.f0)
+        return gap, part(1 - eps + low) + (count - 1) * part(low) + self.g.f0
