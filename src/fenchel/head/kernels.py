@@ -1,0 +1,38 @@
+"""The row kernels of the exact sparse head: compiled where there is a compiler and a CPU, plain torch elsewhere.
+
+Same functions and same results, up to rounding, as `gathered` and `native`; a missing compiler is logged once.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fenchel.head import gathered, native
+from fenchel.head.gathered import Moments, Rows
+
+__all__ = ["Moments", "Rows", "above", "moments", "rows_times", "transpose_times", "window"]
+
+
+def window(logits: Tensor, width: float) -> tuple[Tensor, Rows]:
+    """Row maxima `[n]` of logits `[n, V]`, and the entries no further than `width` below them."""
+    return (native if native.handles(logits) else gathered).window(logits, width)
+
+
+def above(logits: Tensor, limit: Tensor) -> Rows:
+    """The entries of logits `[n, V]` that are not `<= limit` `[n]`."""
+    return (native if native.handles(logits, limit) else gathered).above(logits, limit)
+
+
+def moments(logits: Tensor, tau: Tensor) -> Moments:
+    """Count, sum and sum of squares of the positive part of `logits - tau`, per row of `[n, V]`."""
+    return (native if native.handles(logits, tau) else gathered).moments(logits, tau)
+
+
+def rows_times(rows: Rows, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """`rows @ weight`, `[n, V] @ [V, D]`; added to `out` `[n, D]` in place if it is given."""
+    return (native if native.handles(rows.vals, weight) else gathered).rows_times(rows, weight, out=out)
+
+
+def transpose_times(rows: Rows, hidden: Tensor, *, out: Tensor) -> Tensor:
+    """`out += rows.T @ hidden`, `[V, n] @ [n, D]`, in place into `out` `[V, D]`."""
+    return (native if native.handles(rows.vals, hidden, out) else gathered).transpose_times(rows, hidden, out=out)

@@ -1,0 +1,590 @@
+/* Row scans and gathered products of the exact sparse head, for CPUs.
+ *
+ * Plain pointers in, plain pointers out: nothing here knows PyTorch. native.py compiles this file where it runs and
+ * loads it by ctypes. The file includes itself twice, once per element type: NAMED(scan) is scan_f32 and scan_f64.
+ *
+ * Sparse rows are CSR: row_ptr int64 [n+1], cols int32 ascending within a row, vals. Every output element is summed in
+ * the order of the entries, whatever the number of threads, so results do not depend on it.
+ */
+#ifndef REAL
+
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define VEC_BYTES 64
+#elif defined(__AVX__)
+#define VEC_BYTES 32
+#else
+#define VEC_BYTES 16
+#endif
+
+enum { OK = 0, BAD_CSR = 1, NO_MEMORY = 2 };
+enum { MAX_THREADS = 256, TASK_ROWS = 16, SPLIT_ROWS = 64, SCAN_BLOCK = 128, MOMENT_BLOCK = 1024 };
+/* Of the gathered products: eight accumulators hide the latency of a fused multiply-add. A block of 1,024 packed rows is
+   512 KiB with AVX-512. Packing a row pays once it is read about sixteen times. */
+enum { WIDE = 8, BLOCK = 1024, SPARSE_BLOCK = 4096, LEAST_BLOCK = 128, PACK_AT = 16 };
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "marks are read eight bytes at a time, the first one lowest"
+#endif
+#define EACH_BYTE UINT64_C(0x0101010101010101)
+
+/* ---- threads: tasks are drawn from a counter, so that a busy core takes fewer of them ---- */
+
+typedef struct {
+    void (*run)(void *job, int64_t task);
+    void *job;
+    int64_t tasks;
+    _Atomic int64_t next;
+} Team;
+
+static void draw(void *arg) {
+    Team *team = arg;
+    for (int64_t task; (task = atomic_fetch_add(&team->next, 1)) < team->tasks;) team->run(team->job, task);
+}
+
+static void *draw_thread(void *arg) {
+    draw(arg);
+    return NULL;
+}
+
+static void parallel(void (*run)(void *, int64_t), void *job, int64_t tasks, int threads) {
+    Team team = {run, job, tasks, 0};
+    if (threads > tasks) threads = (int)tasks;
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    pthread_t helpers[MAX_THREADS];
+    int started = 0;
+    /* A helper that cannot be started is no error: the others draw its tasks. */
+    while (started + 1 < threads && !pthread_create(&helpers[started], NULL, draw_thread, &team)) started++;
+    draw(&team);
+    while (started) pthread_join(helpers[--started], NULL);
+}
+
+/* ---- where each row's entries cross the borders of column blocks; this is also where a CSR structure is checked ---- */
+
+typedef struct {
+    const int64_t *row_ptr;
+    const int32_t *cols;
+    int64_t n, v, width, blocks;
+    int64_t *at; /* [blocks+1, n]: entries of row i in block b are at[b*n+i] .. at[(b+1)*n+i] */
+    _Atomic int bad;
+} Split;
+
+static void split_rows(void *arg, int64_t task) {
+    Split *s = arg;
+    const int64_t last = (task + 1) * SPLIT_ROWS < s->n ? (task + 1) * SPLIT_ROWS : s->n;
+    for (int64_t i = task * SPLIT_ROWS; i < last; i++) {
+        const int64_t begin = s->row_ptr[i], end = s->row_ptr[i + 1];
+        const int32_t *c = s->cols;
+        int disorder = begin < end && (c[begin] < 0 || c[end - 1] >= s->v);
+        for (int64_t k = begin + 1; k < end; k++) disorder |= c[k - 1] >= c[k];
+        if (disorder) {
+            atomic_store(&s->bad, 1);
+            return;
+        }
+        int64_t k = begin;
+        for (int64_t b = 0; b <= s->blocks; b++) {
+            if (b == s->blocks) {
+                k = end;
+            } else if (end - begin > 4 * s->blocks) {
+                int64_t high = end; /* k: first entry of the block, found by bisection */
+                while (k < high) {
+                    int64_t middle = k + (high - k) / 2;
+                    if (c[middle] < b * s->width) k = middle + 1;
+                    else high = middle;
+                }
+            } else {
+                while (k < end && c[k] < b * s->width) k++;
+            }
+            s->at[b * s->n + i] = k;
+        }
+    }
+}
+
+static int split(Split *s, int64_t nnz, int threads) {
+    if (s->row_ptr[0] != 0 || s->row_ptr[s->n] != nnz) return BAD_CSR;
+    for (int64_t i = 0; i < s->n; i++)
+        if (s->row_ptr[i + 1] < s->row_ptr[i]) return BAD_CSR;
+    s->blocks = (s->v + s->width - 1) / s->width;
+    s->at = malloc(sizeof(int64_t) * (size_t)(s->blocks + 1) * (size_t)(s->n ? s->n : 1));
+    if (!s->at) return NO_MEMORY;
+    parallel(split_rows, s, (s->n + SPLIT_ROWS - 1) / SPLIT_ROWS, threads);
+    return s->bad ? BAD_CSR : OK;
+}
+
+#define REAL float
+#define INTEGER int32_t
+#define NAMED(name) name##_f32
+#include __FILE__
+#undef REAL
+#undef INTEGER
+#undef NAMED
+#define REAL double
+#define INTEGER int64_t
+#define NAMED(name) name##_f64
+#include __FILE__
+
+#else /* everything below stands once and is compiled per element type */
+
+typedef REAL NAMED(Vec) __attribute__((vector_size(VEC_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER NAMED(Mask) __attribute__((vector_size(VEC_BYTES), aligned(sizeof(REAL)), may_alias));
+#define Vec NAMED(Vec)
+#define Mask NAMED(Mask)
+#define LANES ((int64_t)(VEC_BYTES / sizeof(REAL)))
+#define COMPRESSES (VEC_BYTES == 64 && sizeof(REAL) == 4)
+
+static inline Vec NAMED(larger)(Vec a, Vec b) {
+    const Mask first = (Mask)(a > b);
+    return (Vec)(((Mask)a & first) | ((Mask)b & ~first));
+}
+
+/* Maximum of len numbers; NaN if one of them is. */
+static inline REAL NAMED(top_of)(const REAL *z, int64_t len) {
+    REAL top = -INFINITY;
+    int nan = 0;
+    int64_t j = 0;
+    if (len >= 4 * LANES) {
+        Vec m0 = *(const Vec *)z, m1 = m0, m2 = m0, m3 = m0;
+        Mask bad = {0};
+        for (; j + 4 * LANES <= len; j += 4 * LANES) {
+            const Vec a = *(const Vec *)(z + j), b = *(const Vec *)(z + j + LANES);
+            const Vec c = *(const Vec *)(z + j + 2 * LANES), d = *(const Vec *)(z + j + 3 * LANES);
+            bad |= (Mask)(a != a) | (Mask)(b != b) | (Mask)(c != c) | (Mask)(d != d);
+            m0 = NAMED(larger)(a, m0);
+            m1 = NAMED(larger)(b, m1);
+            m2 = NAMED(larger)(c, m2);
+            m3 = NAMED(larger)(d, m3);
+        }
+        m0 = NAMED(larger)(NAMED(larger)(m0, m1), NAMED(larger)(m2, m3));
+        for (int64_t l = 0; l < LANES; l++) {
+            if (m0[l] > top) top = m0[l];
+            nan |= bad[l] != 0;
+        }
+    }
+    for (; j < len; j++) {
+        if (z[j] > top) top = z[j];
+        nan |= z[j] != z[j];
+    }
+    return nan ? (REAL)NAN : top;
+}
+
+/* keep[j] = 1 where z[j] is not <= limit (a NaN is kept), as eight bytes a word; returns how many. */
+static inline int64_t NAMED(mark)(const REAL *z, int64_t len, REAL limit, uint64_t words[SCAN_BLOCK / 8]) {
+    uint8_t keep[SCAN_BLOCK];
+    if (len == SCAN_BLOCK) {
+        for (int j = 0; j < SCAN_BLOCK; j++) keep[j] = !(z[j] <= limit);
+    } else {
+        memset(keep, 0, SCAN_BLOCK);
+        for (int64_t j = 0; j < len; j++) keep[j] = !(z[j] <= limit);
+    }
+    memcpy(words, keep, SCAN_BLOCK);
+    uint64_t sums = 0; /* at most 16 in a byte */
+    for (int i = 0; i < SCAN_BLOCK / 8; i++) sums += words[i];
+    return (int64_t)((sums * EACH_BYTE) >> 56);
+}
+
+/* Write the `found` marked entries of z[0 .. len) and nothing behind them; `first` is the column of z[0]. */
+static inline void NAMED(write)(const REAL *z, int64_t len, int64_t first, REAL limit, const uint64_t words[SCAN_BLOCK / 8],
+                                int64_t found, int32_t *cols, REAL *vals) {
+    int64_t k = 0;
+    if (found <= (COMPRESSES ? 2 : 16)) {
+        for (int64_t i = 0; k < found; i++)
+            for (uint64_t left = words[i]; left; left &= left - 1, k++) {
+                const int64_t j = 8 * i + (__builtin_ctzll(left) >> 3);
+                cols[k] = (int32_t)(first + j);
+                vals[k] = z[j];
+            }
+        return;
+    }
+    int64_t j = 0;
+#if defined(__AVX512F__)
+    if (COMPRESSES)
+        for (; j + 16 <= len; j += 16) {
+            const __m512 x = _mm512_loadu_ps(z + j);
+            const __mmask16 keep = _mm512_cmp_ps_mask(x, _mm512_set1_ps((float)limit), _CMP_NLE_UQ);
+            const __m512i at = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                                _mm512_set1_epi32((int)(first + j)));
+            const int count = __builtin_popcount(keep);
+            const __mmask16 head = (__mmask16)((1u << count) - 1);
+            _mm512_mask_storeu_ps(vals + k, head, _mm512_maskz_compress_ps(keep, x));
+            _mm512_mask_storeu_epi32(cols + k, head, _mm512_maskz_compress_epi32(keep, at));
+            k += count;
+        }
+#endif
+    for (; k < found && j < len; j++) { /* no branch on the data: a write that is not kept is overwritten by the next */
+        cols[k] = (int32_t)(first + j);
+        vals[k] = z[j];
+        k += !(z[j] <= limit);
+    }
+}
+
+/* ---- scan: row maxima and the entries above a limit, in one pass over memory ---- */
+
+typedef struct {
+    const REAL *z;
+    int64_t n, v, ld;
+    REAL window;      /* with tops: limit = the number just below top - window, which keeps ties */
+    REAL *tops;       /* or NULL: the limits are given */
+    REAL *limits;
+    int64_t *row_ptr; /* counts first, then their running sum */
+    int32_t *cols;    /* scratch, `slot` entries for each task of TASK_ROWS rows */
+    REAL *vals;
+    int64_t slot;
+    uint8_t *stored; /* per task: 1 when its entries are in the scratch, 0 when they were only counted */
+    int32_t *out_cols;
+    REAL *out_vals;
+    _Atomic int failed;
+} NAMED(Scan);
+
+static inline REAL NAMED(just_below)(REAL x) {
+    return sizeof(REAL) == 4 ? (REAL)nextafterf((float)x, -INFINITY) : (REAL)nextafter((double)x, -INFINITY);
+}
+
+static inline int64_t NAMED(least)(int64_t a, int64_t b) { return a < b ? a : b; }
+#define LEAST NAMED(least)
+
+static void NAMED(scan_rows)(void *arg, int64_t task) {
+    NAMED(Scan) *s = arg;
+    const int64_t blocks = (s->v + SCAN_BLOCK - 1) / SCAN_BLOCK;
+    int32_t *cols = s->cols + task * s->slot;
+    REAL *vals = s->vals + task * s->slot;
+    uint64_t marks[SCAN_BLOCK / 8];
+    REAL *tops = s->tops ? malloc(sizeof(REAL) * (size_t)(blocks + 1)) : NULL;
+    if (s->tops && !tops) {
+        atomic_store(&s->failed, 1);
+        return;
+    }
+    int64_t used = 0;
+    int fits = 1;
+    for (int64_t i = task * TASK_ROWS; i < LEAST(s->n, (task + 1) * TASK_ROWS); i++) {
+        const REAL *z = s->z + i * s->ld;
+        if (tops) {
+            REAL top = -INFINITY;
+            for (int64_t b = 0; b < blocks; b++) {
+                const REAL t = tops[b] = NAMED(top_of)(z + b * SCAN_BLOCK, LEAST(SCAN_BLOCK, s->v - b * SCAN_BLOCK));
+                top = t > top || t != t ? t : top; /* a NaN stays: nothing is greater than it */
+            }
+            s->tops[i] = top;
+            s->limits[i] = NAMED(just_below)(top - s->window);
+        }
+        const REAL limit = s->limits[i];
+        int64_t count = 0;
+        for (int64_t b = 0; b < blocks; b++) {
+            const int64_t j = b * SCAN_BLOCK, len = LEAST(SCAN_BLOCK, s->v - j);
+            const REAL top = tops ? tops[b] : NAMED(top_of)(z + j, len);
+            if (top <= limit) continue;
+            const int64_t found = NAMED(mark)(z + j, len, limit, marks);
+            fits = fits && used + found <= s->slot; /* from here on this task only counts: pack reads its rows again */
+            if (fits) NAMED(write)(z + j, len, j, limit, marks, found, cols + used, vals + used);
+            count += found;
+            used += found;
+        }
+        s->row_ptr[i + 1] = count;
+    }
+    s->stored[task] = (uint8_t)fits;
+    free(tops);
+}
+
+int NAMED(fenchel_scan)(const REAL *z, int64_t n, int64_t v, int64_t ld, REAL window, REAL *tops, REAL *limits,
+                        int64_t *row_ptr, int32_t *cols, REAL *vals, int64_t slot, uint8_t *stored, int threads) {
+    NAMED(Scan) s = {z, n, v, ld, window, tops, limits, row_ptr, cols, vals, slot, stored, NULL, NULL, 0};
+    row_ptr[0] = 0;
+    parallel(NAMED(scan_rows), &s, (n + TASK_ROWS - 1) / TASK_ROWS, threads);
+    for (int64_t i = 0; i < n; i++) row_ptr[i + 1] += row_ptr[i];
+    return s.failed ? NO_MEMORY : OK;
+}
+
+static void NAMED(pack_rows)(void *arg, int64_t task) {
+    NAMED(Scan) *s = arg;
+    const int64_t first = task * TASK_ROWS, last = LEAST(s->n, first + TASK_ROWS);
+    int64_t k = s->row_ptr[first];
+    if (s->stored[task]) {
+        const size_t count = (size_t)(s->row_ptr[last] - k);
+        if (!count) return;
+        memcpy(s->out_cols + k, s->cols + task * s->slot, count * sizeof(int32_t));
+        memcpy(s->out_vals + k, s->vals + task * s->slot, count * sizeof(REAL));
+        return;
+    }
+    uint64_t marks[SCAN_BLOCK / 8];
+    for (int64_t i = first; i < last; i++) {
+        const REAL *z = s->z + i * s->ld;
+        for (int64_t j = 0; j < s->v; j += SCAN_BLOCK) {
+            const int64_t len = LEAST(SCAN_BLOCK, s->v - j), found = NAMED(mark)(z + j, len, s->limits[i], marks);
+            if (found > s->row_ptr[last] - k) return; /* someone changed the logits meanwhile: stay inside the output */
+            NAMED(write)(z + j, len, j, s->limits[i], marks, found, s->out_cols + k, s->out_vals + k);
+            k += found;
+        }
+    }
+}
+
+void NAMED(fenchel_pack)(const REAL *z, int64_t n, int64_t v, int64_t ld, REAL *limits, int64_t *row_ptr, int32_t *cols,
+                         REAL *vals, int64_t slot, uint8_t *stored, int32_t *out_cols, REAL *out_vals, int threads) {
+    NAMED(Scan) s = {z, n, v, ld, 0, NULL, limits, row_ptr, cols, vals, slot, stored, out_cols, out_vals, 0};
+    parallel(NAMED(pack_rows), &s, (n + TASK_ROWS - 1) / TASK_ROWS, threads);
+}
+
+/* ---- moments of the positive part of z - tau, in one pass ---- */
+
+typedef struct {
+    const REAL *z, *tau;
+    int64_t n, v, ld;
+    int64_t *count;
+    REAL *sum, *squares;
+} NAMED(Moments);
+
+static void NAMED(moments_rows)(void *arg, int64_t task) {
+    NAMED(Moments) *m = arg;
+    for (int64_t i = task * TASK_ROWS; i < LEAST(m->n, (task + 1) * TASK_ROWS); i++) {
+        const REAL *z = m->z + i * m->ld, tau = m->tau[i];
+        double sum = 0, squares = 0;
+        int64_t count = 0;
+        for (int64_t b = 0; b < m->v; b += MOMENT_BLOCK) { /* short float sums, added up in double */
+            const int64_t end = LEAST(m->v, b + MOMENT_BLOCK);
+            Vec s0 = {0}, s1 = {0}, t0 = {0}, t1 = {0};
+            Mask k0 = {0}, k1 = {0};
+            int64_t j = b;
+            for (; j + 2 * LANES <= end; j += 2 * LANES) {
+                const Vec x = *(const Vec *)(z + j) - tau, y = *(const Vec *)(z + j + LANES) - tau;
+                const Mask out_x = (Mask)(x <= 0), out_y = (Mask)(y <= 0); /* a NaN is not out: it reaches the sums */
+                const Vec p = (Vec)((Mask)x & ~out_x), q = (Vec)((Mask)y & ~out_y);
+                s0 += p;
+                s1 += q;
+                t0 += p * p;
+                t1 += q * q;
+                k0 -= ~out_x;
+                k1 -= ~out_y;
+            }
+            REAL s = 0, t = 0;
+            for (int64_t l = 0; l < LANES; l++) {
+                s += s0[l] + s1[l];
+                t += t0[l] + t1[l];
+                count += k0[l] + k1[l];
+            }
+            for (; j < end; j++) {
+                const REAL x = z[j] - tau;
+                if (x <= 0) continue;
+                s += x;
+                t += x * x;
+                count++;
+            }
+            sum += s;
+            squares += t;
+        }
+        m->count[i] = count;
+        m->sum[i] = (REAL)sum;
+        m->squares[i] = (REAL)squares;
+    }
+}
+
+void NAMED(fenchel_moments)(const REAL *z, int64_t n, int64_t v, int64_t ld, const REAL *tau, int64_t *count, REAL *sum,
+                            REAL *squares, int threads) {
+    NAMED(Moments) m = {z, tau, n, v, ld, count, sum, squares};
+    parallel(NAMED(moments_rows), &m, (n + TASK_ROWS - 1) / TASK_ROWS, threads);
+}
+
+/* ---- gathered products ---- */
+
+/* out[0 .. N*LANES) += sum_k val[k] * x[idx[k]*ld ...], the accumulators in registers. */
+#define GATHER(N)                                                                                                     \
+    static void NAMED(gather##N)(REAL *out, const REAL *x, int64_t origin, int64_t ld, const int32_t *idx,            \
+                                 const REAL *val, int64_t count) {                                                                     \
+        Vec acc[N];                                                                                                   \
+        _Pragma("GCC unroll 16") for (int a = 0; a < N; a++) acc[a] = *(const Vec *)(out + a * LANES);                \
+        for (int64_t k = 0; k < count; k++) {                                                                         \
+            const REAL *row = x + (idx[k] - origin) * ld;                                                                        \
+            const REAL p = val[k];                                                                                    \
+            _Pragma("GCC unroll 16") for (int a = 0; a < N; a++) acc[a] += p * *(const Vec *)(row + a * LANES);       \
+        }                                                                                                             \
+        _Pragma("GCC unroll 16") for (int a = 0; a < N; a++) *(Vec *)(out + a * LANES) = acc[a];                      \
+    }
+GATHER(8)
+GATHER(4)
+GATHER(2)
+GATHER(1)
+#undef GATHER
+
+typedef void (*NAMED(Gather))(REAL *, const REAL *, int64_t, int64_t, const int32_t *, const REAL *, int64_t);
+
+static void NAMED(gather_one)(REAL *out, const REAL *x, int64_t origin, int64_t ld, const int32_t *idx, const REAL *val,
+                              int64_t count) {
+    REAL sum = *out;
+    for (int64_t k = 0; k < count; k++) sum += val[k] * x[(idx[k] - origin) * ld];
+    *out = sum;
+}
+
+/* The widest kernel for `left` columns, and how many columns it does. */
+static inline NAMED(Gather) NAMED(kernel)(int64_t left, int64_t *columns) {
+    const int64_t vectors = left / LANES;
+    *columns = LANES * (vectors >= WIDE ? WIDE : vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1);
+    if (vectors >= 8) return NAMED(gather8);
+    if (vectors >= 4) return NAMED(gather4);
+    if (vectors >= 2) return NAMED(gather2);
+    if (vectors >= 1) return NAMED(gather1);
+    *columns = 1;
+    return NAMED(gather_one);
+}
+
+typedef struct {
+    const int64_t *row_ptr;
+    const int32_t *cols;
+    const REAL *vals, *x; /* x: the weight [v, d], or the hidden states [n, d] */
+    REAL *out;            /* the hidden states' gradient [n, d], or the weight's [v, d] */
+    int64_t n, v, d;
+    int64_t task_rows;
+    const Split *split;
+    REAL *panels; /* the hidden states slice by slice, or NULL */
+    _Atomic int failed;
+} NAMED(Product);
+
+/* out[j ..] += sum_k val[k] * x[idx[k]][j ..] for all d columns, slice after slice. */
+static inline void NAMED(gather_row)(const NAMED(Product) *m, REAL *out, const int32_t *idx, const REAL *val, int64_t count) {
+    for (int64_t j = 0, w; count && j < m->d; j += w) {
+        const NAMED(Gather) gather = NAMED(kernel)(m->d - j, &w);
+        gather(out + j, m->x + j, 0, m->d, idx, val, count);
+    }
+}
+
+/* Columns j .. j+w of `count` rows, made contiguous: rows a power of two apart compete for the same lines of a cache. */
+static void NAMED(pack_panel)(REAL *panel, const REAL *x, int64_t d, int64_t count, int64_t j, int64_t w) {
+    for (int64_t i = 0; i < count; i++) memcpy(panel + i * w, x + i * d + j, (size_t)w * sizeof(REAL));
+}
+
+/* Few entries: whole rows of the weight, block after block. */
+static void NAMED(times_rows)(void *arg, int64_t task) {
+    NAMED(Product) *m = arg;
+    const Split *s = m->split;
+    for (int64_t b = 0; b < s->blocks; b++) {
+        const int64_t *begin = s->at + b * m->n, *end = begin + m->n;
+        for (int64_t i = task * m->task_rows; i < LEAST(m->n, (task + 1) * m->task_rows); i++)
+            NAMED(gather_row)(m, m->out + i * m->d, m->cols + begin[i], m->vals + begin[i], end[i] - begin[i]);
+    }
+}
+
+/* Many: a packed slice of a block of the weight stays in the second-level cache while all rows of the task pass over it. */
+static void NAMED(times_rows_packed)(void *arg, int64_t task) {
+    NAMED(Product) *m = arg;
+    const Split *s = m->split;
+    const int64_t first = task * m->task_rows, rows = LEAST(m->n - first, m->task_rows);
+    REAL *panel = aligned_alloc(64, sizeof(REAL) * (size_t)(WIDE * LANES * s->width));
+    REAL *sums = aligned_alloc(64, sizeof(REAL) * (size_t)(WIDE * LANES * rows));
+    if (!panel || !sums) atomic_store(&m->failed, 1);
+    for (int64_t j = 0, w; panel && sums && j < m->d; j += w) {
+        const NAMED(Gather) gather = NAMED(kernel)(m->d - j, &w);
+        NAMED(pack_panel)(sums, m->out + first * m->d, m->d, rows, j, w);
+        for (int64_t b = 0; b < s->blocks; b++) {
+            const int64_t *begin = s->at + b * m->n, *end = begin + m->n, c = b * s->width;
+            NAMED(pack_panel)(panel, m->x + c * m->d, m->d, LEAST(s->width, m->v - c), j, w);
+            for (int64_t i = first; i < first + rows; i++)
+                if (begin[i] < end[i])
+                    gather(sums + (i - first) * w, panel, c, w, m->cols + begin[i], m->vals + begin[i], end[i] - begin[i]);
+        }
+        for (int64_t i = 0; i < rows; i++)
+            memcpy(m->out + (first + i) * m->d + j, sums + i * w, (size_t)w * sizeof(REAL));
+    }
+    free(panel);
+    free(sums);
+}
+
+int NAMED(fenchel_rows_times)(const int64_t *row_ptr, const int32_t *cols, const REAL *vals, int64_t nnz, const REAL *w,
+                              REAL *out, int64_t n, int64_t v, int64_t d, int threads) {
+    const int64_t task_rows = LEAST(1024, (n + threads - 1) / threads + 1);
+    const double density = (double)nnz / ((double)n * (double)v + 1);
+    const int packed = PACK_AT <= density * (double)task_rows;
+    const int64_t block = packed || density > 0.003 ? BLOCK : SPARSE_BLOCK;
+    Split s = {row_ptr, cols, n, v, block, 0, NULL, 0};
+    int status = split(&s, nnz, threads);
+    if (status == OK) {
+        NAMED(Product) m = {row_ptr, cols, vals, w, out, n, v, d, task_rows, &s, NULL, 0};
+        parallel(packed ? NAMED(times_rows_packed) : NAMED(times_rows), &m, (n + task_rows - 1) / task_rows, threads);
+        if (m.failed) status = NO_MEMORY;
+    }
+    free(s.at);
+    return status;
+}
+
+static void NAMED(transpose_block)(void *arg, int64_t block) {
+    NAMED(Product) *m = arg;
+    const Split *s = m->split;
+    const int64_t first = block * s->width, width = LEAST(s->width, m->v - first);
+    const int64_t *begin = s->at + block * m->n, *end = begin + m->n;
+    int64_t room = 0; /* the largest number of entries in one block of rows */
+    for (int64_t r = 0; r < m->n; r += BLOCK) {
+        int64_t entries = 0;
+        for (int64_t i = r; i < LEAST(m->n, r + BLOCK); i++) entries += end[i] - begin[i];
+        if (entries > room) room = entries;
+    }
+    if (room == 0) return;
+    int64_t *at = malloc(sizeof(int64_t) * (size_t)(width + 2));
+    int32_t *rows = malloc(sizeof(int32_t) * (size_t)room);
+    REAL *vals = malloc(sizeof(REAL) * (size_t)room);
+    if (!at || !rows || !vals) {
+        atomic_store(&m->failed, 1);
+        goto done;
+    }
+    for (int64_t r = 0; r < m->n; r += BLOCK) {
+        const int64_t stop = LEAST(m->n, r + BLOCK);
+        /* Counting sort: at[c+1] moves from the start of column c to its end, so that at[c] .. at[c+1] holds it. */
+        memset(at, 0, sizeof(int64_t) * (size_t)(width + 2));
+        for (int64_t i = r; i < stop; i++)
+            for (int64_t k = begin[i]; k < end[i]; k++) at[m->cols[k] - first + 2]++;
+        for (int64_t c = 0; c < width; c++) at[c + 2] += at[c + 1];
+        for (int64_t i = r; i < stop; i++)
+            for (int64_t k = begin[i]; k < end[i]; k++) {
+                const int64_t place = at[m->cols[k] - first + 1]++;
+                rows[place] = (int32_t)i;
+                vals[place] = m->vals[k];
+            }
+        REAL *out = m->out + first * m->d;
+        if (!m->panels) {
+            for (int64_t c = 0; c < width; c++)
+                NAMED(gather_row)(m, out + c * m->d, rows + at[c], vals + at[c], at[c + 1] - at[c]);
+            continue;
+        }
+        for (int64_t j = 0, w; j < m->d; j += w) {
+            const NAMED(Gather) gather = NAMED(kernel)(m->d - j, &w);
+            for (int64_t c = 0; c < width; c++)
+                if (at[c] < at[c + 1])
+                    gather(out + c * m->d + j, m->panels + m->n * j, 0, w, rows + at[c], vals + at[c], at[c + 1] - at[c]);
+        }
+    }
+done:
+    free(at);
+    free(rows);
+    free(vals);
+}
+
+int NAMED(fenchel_transpose_times)(const int64_t *row_ptr, const int32_t *cols, const REAL *vals, int64_t nnz,
+                                   const REAL *h, REAL *out, int64_t n, int64_t v, int64_t d, int threads) {
+    const double density = (double)nnz / ((double)n * (double)v + 1);
+    const int packed = PACK_AT <= density * (double)LEAST(n, BLOCK);
+    const int64_t share = v / (8 * threads); /* several blocks a thread: frequent columns stand together */
+    Split s = {row_ptr, cols, n, v, share > BLOCK ? BLOCK : share < LEAST_BLOCK ? LEAST_BLOCK : share, 0, NULL, 0};
+    int status = split(&s, nnz, threads);
+    NAMED(Product) m = {row_ptr, cols, vals, h, out, n, v, d, 0, &s, NULL, 0};
+    if (status == OK && packed) {
+        m.panels = malloc(sizeof(REAL) * (size_t)n * (size_t)d);
+        if (!m.panels) status = NO_MEMORY;
+        for (int64_t j = 0, w; m.panels && j < d; j += w) {
+            (void)NAMED(kernel)(d - j, &w);
+            NAMED(pack_panel)(m.panels + n * j, h, d, n, j, w);
+        }
+    }
+    if (status == OK) parallel(NAMED(transpose_block), &m, s.blocks, threads);
+    if (m.failed) status = NO_MEMORY;
+    free(m.panels);
+    free(s.at);
+    return status;
+}
+
+#undef Vec
+#undef Mask
+#undef LANES
+#undef COMPRESSES
+#undef LEAST
+#endif
