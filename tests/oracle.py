@@ -1,9 +1,11 @@
 """What the tests compare with, made from textbooks' formulas alone: nothing here is imported from the package.
 
-* `BOOK`: f, f', f*, (f*)', f(0) and f'(0) as the f-divergence literature tabulates them, normalised to f(1) = f'(1) = 0.
+* `BOOK`: f, f', f*, (f*)', f(0) and f'(0) as the f-divergence literature tabulates them, normalised to
+  f(1) = f'(1) = 0.
 * `solution`: bisection on tau with those formulas in 50 digits. Slow, and right whatever the poles do.
-* `large`: the same for 131,072 tokens. Its unknown is log u of the best token, and scores enter as distances to f*'s pole or to the edge of the
-  support, so nothing cancels there. It certifies itself by sum p = 1, and is tested against `solution` and against itself in extended precision.
+* `large`: the same for 131,072 tokens. Its unknown is log u of the best token, and scores enter as distances to f*'s
+  pole or to the edge of the support, so nothing cancels there. It certifies itself by sum p = 1, and is tested against
+  `solution` and against itself in extended precision.
 * closed forms by sorting: sparsemax and entmax-1.5.
 """
 
@@ -22,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Textbook:
-    """One row of the literature's table. f takes the module of its functions (numpy or mpmath); the others are in mpmath."""
+    """One row of the literature's table. f takes the module of its functions (numpy or mpmath); the others mpmath."""
 
     f: Callable[[Any, Any], Any]
     df: Callable[[Any], Any]
@@ -30,7 +32,8 @@ class Textbook:
     dconjugate: Callable[[Any], Any]
     f0: float
     df0: float
-    # for `large`: the distance of f'(u) to f*'s pole (sign 1), to the edge of the support (-1) or to -inf (-1), and u as a function of it
+    # for `large`: the distance of f'(u) to f*'s pole (sign 1) or to the edge of the support (-1), else f'(u) (-1),
+    # and u as a function of it
     sign: int
     distance: Callable[[Array], Array]
     at: Callable[[Array], Array]
@@ -256,7 +259,10 @@ def large(theta: Array, name: str, q: Array | float = 1.0, dtype: type = np.floa
         x = np.where(np.abs(at) <= bar, x, high - at_high * (high - low) / slope)
         at = miss(x)
         up = at > 0
-        at_low, at_high = np.where(up & (side > 0), at_low / 2, at_low), np.where(~up & (side < 0), at_high / 2, at_high)
+        at_low, at_high = (
+            np.where(up & (side > 0), at_low / 2, at_low),
+            np.where(~up & (side < 0), at_high / 2, at_high),
+        )
         low, at_low = np.where(up, low, x), np.where(up, at_low, at)
         high, at_high = np.where(up, x, high), np.where(up, at, at_high)
         side = np.where(up, 1, -1)
