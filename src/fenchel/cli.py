@@ -80,7 +80,8 @@ def compare(
     with one_line_errors():
         warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
         from fenchel.study import report
-        from fenchel.study.compare import Request, compare
+        from fenchel.study.compare import compare
+        from fenchel.study.request import Request
 
         given = {
             "objectives": None if objectives is None else tuple(name.strip() for name in objectives.split(",")),

@@ -1,5 +1,6 @@
 """The command: what it writes, how it goes on after an interruption, and what it says of bad input."""
 
+import io
 import json
 import os
 import re
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from fenchel.cli import app
-from fenchel.study import recorded, report
+from fenchel.study import begin, recorded, report
+from fenchel.study.calibrate import Timing
 from fenchel.study.record import run_directory
+from fenchel.study.request import Request
 from fenchel.study.train import COMPLETE
 
 OBJECTIVES = ("kl", "alpha:1.5")
@@ -303,3 +307,20 @@ def test_list_and_show(tmp_path: Path) -> None:
     assert "ends in .svg, .png, .html" in refused(
         CliRunner().invoke(app, ["show", "kl", "--out", str(tmp_path / "x.txt")])
     )
+
+
+def test_a_size_that_does_not_fit_the_budget_gives_way_to_a_smaller_one(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timings(source: Any, *_: Any) -> dict[str, Timing]:
+        return {"kl": Timing(step=60.0 if source.config.vocab_size > 1024 else 0.1, head=None, evaluation=0.1)}
+
+    monkeypatch.setattr(begin.calibration, "calibrate", timings)
+    written = io.StringIO()
+    request = Request(objectives=("kl",), seeds=1, data=str(corpus))
+    manifest = begin.begin(request, tmp_path, Console(file=written, width=200), time.perf_counter(), "")
+    assert manifest["preset"] == "nano"
+    assert manifest["config"]["vocab_size"] == 1024
+    assert manifest["config"]["steps"] == 200
+    assert manifest["calibration"]["seconds_per_step kl"] == 0.1
+    assert re.search(r"size small does not fit: --budget leaves [34] steps a run", written.getvalue())

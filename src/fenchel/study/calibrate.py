@@ -13,7 +13,7 @@ from fenchel.study.presets import PRESETS, head_share
 from fenchel.study.train import HeadClock, objective_loss
 
 # The first step also pays for allocations and lazy imports; the median of the others is the estimate.
-STEPS = 5
+STEPS = 4
 # Per run, beyond steps and evaluations: Trainer's set-up, checkpoints, hashes, the sampled continuation.
 PER_RUN = 2.0
 

@@ -5,9 +5,16 @@ from dataclasses import dataclass
 from fenchel.study.errors import StudyError
 
 
+class TooLittleTime(StudyError):
+    """The budget does not allow a run of LEAST_STEPS steps on this machine."""
+
+
 @dataclass(frozen=True)
 class Preset:
-    """A size. `minutes` is the smallest budget for which it is chosen, `steps` the most that a run trains for."""
+    """A size. `minutes` is the smallest budget for which it is chosen, `steps` the most that a run trains for.
+
+    `heldout` is about the number of held-out tokens that its final figures are made of.
+    """
 
     name: str
     minutes: float
@@ -18,16 +25,17 @@ class Preset:
     context: int
     batch_size: int
     steps: int
+    heldout: int
 
 
 # fmt: off
 PRESETS = (
-    #      name      minutes   V     D   layers heads context batch steps
-    Preset("nano",     0.0,  1_024,  64,   2,     4,    64,    16,   200),
-    Preset("small",    4.0,  4_096, 128,   2,     4,   128,    16,   250),
-    Preset("medium",  20.0,  8_192, 192,   3,     6,   128,    16,   400),
-    Preset("large",   50.0, 16_384, 256,   3,     8,   128,    16,   500),
-    Preset("huge",   240.0, 32_768, 512,   4,     8,   128,    16,   800),
+    #      name      minutes   V     D   layers heads context batch steps heldout
+    Preset("nano",     0.0,  1_024,  64,   2,     4,    64,    16,   200,  2_048),
+    Preset("small",    4.0,  4_096, 128,   2,     4,   128,    16,   250,  4_096),
+    Preset("medium",  20.0,  8_192, 192,   3,     6,   128,    16,   400,  8_192),
+    Preset("large",   50.0, 16_384, 256,   3,     8,   128,    16,   500,  8_192),
+    Preset("huge",   240.0, 32_768, 512,   4,     8,   128,    16,   800,  8_192),
 )
 # fmt: on
 # A run shorter than this says nothing about an objective.
@@ -74,7 +82,7 @@ def steps_within(seconds: float, per_step: float, fixed: float, most: int) -> in
     steps = min(most, int((seconds * PLANNED - fixed) / per_step))
     if steps < LEAST_STEPS:
         need = (LEAST_STEPS * per_step + fixed) / PLANNED / 60
-        raise StudyError(
+        raise TooLittleTime(
             f"--budget leaves {max(0, steps)} steps a run: pass --budget {need + 0.1:.1f} or more, "
             "or fewer objectives or seeds"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fenchel.study.data import IGNORED, Data, TrainBlocks, Windows, heldout_windows, order_hash, separator
+from fenchel.study.data import IGNORED, Data, TrainBlocks, Windows, order_hash
 from fenchel.study.evaluate import evaluate, every
 from fenchel.study.memory import peak_bytes
 from fenchel.study.model import ModelSource, build, check_head, head_of, last_hidden, state_hash
@@ -20,9 +20,8 @@ from fenchel.study.sample import continuation
 from fenchel.study.train import Recipe, Step, last_checkpoint, train
 
 EVALUATIONS = 8
-HELDOUT_TOKENS = 8192
 # Points of the learning curve use every CURVE_SHARE-th held-out window; final figures use all of them.
-CURVE_SHARE = 8
+CURVE_SHARE = 4
 PROMPT_TOKENS = 32
 
 
@@ -38,11 +37,6 @@ class Bench:
     windows: Windows
     report_to: str
     device: str
-
-
-def study_windows(data: Data, context: int) -> Windows:
-    """The held-out windows that every run of a study is evaluated on."""
-    return heldout_windows(data.heldout, context, HELDOUT_TOKENS, separator(data.tokenizer))
 
 
 def evaluation_steps(steps: int) -> set[int]:

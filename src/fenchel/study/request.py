@@ -1,0 +1,79 @@
+"""What a user asks of a study, checked before anything is read or written."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+import fenchel
+from fenchel.study.errors import StudyError, one_line
+from fenchel.study.presets import preset_for
+
+OBJECTIVES = ("kl", "alpha:1.5", "alpha:2", "js")
+SEEDS = 3
+BUDGET = 5.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; None is "choose for me". A study is continued only by the request that began it."""
+
+    objectives: tuple[str, ...] = OBJECTIVES
+    seeds: int = SEEDS
+    budget: float = BUDGET
+    data: str | None = None
+    text_field: str | None = None
+    model: str | None = None
+    steps: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    context: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As it is kept in the manifest: paths absolute, so that the directory it was given in does not matter."""
+        record = {**asdict(self), "objectives": list(self.objectives)}
+        for name in ("data", "model"):
+            value = record[name]
+            if value is not None and Path(value).expanduser().exists():
+                record[name] = str(Path(value).expanduser().resolve())
+        return record
+
+
+def checked(request: Request, report_to: str) -> Request:
+    """The request with its objectives' names as the generators spell them; StudyError for anything unusable."""
+    names = [_objective(name) for name in request.objectives]
+    if not names:
+        raise StudyError(f"--objectives is empty: pass one or more of {', '.join(fenchel.generator_names())}")
+    for name in names:
+        if names.count(name) > 1:
+            raise StudyError(f"--objectives names {name} twice")
+    for option, value, least in (
+        ("--seeds", request.seeds, 1),
+        ("--steps", request.steps, 1),
+        ("--batch-size", request.batch_size, 1),
+        ("--context", request.context, 2),
+    ):
+        if value is not None and value < least:
+            raise StudyError(f"{option} must be at least {least}, got {value}")
+    if request.lr is not None and not 0 < request.lr < float("inf"):
+        raise StudyError(f"--lr must be positive, got {request.lr:g}")
+    preset_for(request.budget)
+    known = get_available_reporting_integrations()
+    if report_to != "none" and report_to not in known:
+        installed = ", ".join(known) or "none is installed"
+        raise StudyError(
+            f"--report-to {report_to} is not available here: pass none or one of those installed ({installed})"
+        )
+    return replace(request, objectives=tuple(names))
+
+
+def _objective(name: str) -> str:
+    """Canonical name of an objective that can be trained with."""
+    try:
+        found = fenchel.generator(name)
+        fenchel.softargmax(torch.zeros(2), found)
+    except (ValueError, TypeError) as error:
+        raise StudyError(f"--objectives {name}: {one_line(error)}") from error
+    return found.name
