@@ -241,7 +241,8 @@ def large(theta: Array, name: str, q: Array | float = 1.0, dtype: type = np.floa
     first = np.take_along_axis(measure, d.argmin(-1)[:, None], -1)
 
     def ratios(log_u: Array) -> Array:
-        return book.at(book.distance(np.exp(log_u)) + book.sign * d)
+        with np.errstate(over="ignore"):  # far tokens: exp or a power overflows, and its inverse is 0
+            return book.at(book.distance(np.exp(log_u)) + book.sign * d)
 
     def miss(log_u: Array) -> Array:
         return np.log((measure * ratios(log_u)).sum(-1, keepdims=True))
@@ -251,12 +252,13 @@ def large(theta: Array, name: str, q: Array | float = 1.0, dtype: type = np.floa
     x, at = np.where(at_high == 0, high, low), np.minimum(at_high, -at_low)
     side = np.zeros_like(x)
     bar = 500 * np.finfo(dtype).eps
-    for _ in range(40):
+    for step in range(150):
         if (np.abs(at) <= bar).all():
             break
-        # false position, Illinois: an end that stays has its value halved
+        # false position (Illinois: an end that stays has its value halved), every third step a bisection
         slope = np.where(at_high > at_low, at_high - at_low, 1)
-        x = np.where(np.abs(at) <= bar, x, high - at_high * (high - low) / slope)
+        between = (low + high) / 2 if step % 3 == 2 else high - at_high * (high - low) / slope
+        x = np.where(np.abs(at) <= bar, x, between)
         at = miss(x)
         up = at > 0
         at_low, at_high = (
@@ -274,8 +276,23 @@ def large(theta: Array, name: str, q: Array | float = 1.0, dtype: type = np.floa
     if book.f0 < INF:
         inside = (measure * (book.f0 - f)).sum(-1) - book.f0
     else:
-        inside = (measure * (book.f(1 / total, np) - f)).sum(-1)
+        # relative to flat scores: as a sum of divergences from them, since differences of f cancel at large V
+        inside = -(measure * _from_flat(name, u, 1 / total)).sum(-1)
     return Solution(p, inside - (p * d).sum(-1), inside)
+
+
+def _from_flat(name: str, u: Array, flat: Array) -> Array:
+    """f(u) - f(flat) - f'(flat) (u - flat) where f(0) is infinite: flat^a f_a(u / flat) for the alpha family."""
+    powers = {"reverse_kl": (0.0,), "alpha:0": (0.0,), "neyman": (-1.0,), "jeffreys": (0.0, 1.0)}
+    x = u / flat
+    step = x - 1
+    near = np.abs(step) < 1e-4
+    parts = []
+    for a in powers.get(name) or (float(name.partition(":")[2]),):
+        exact = textbook(f"alpha:{a:g}").f(np.where(near, 2, x), np)
+        series = step**2 / 2 + (a - 2) * step**3 / 6 + (a - 2) * (a - 3) * step**4 / 24
+        parts.append(flat**a * np.where(near, series, exact))
+    return sum(parts[1:], parts[0])
 
 
 def sparsemax(theta: Array) -> Array:

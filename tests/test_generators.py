@@ -321,14 +321,23 @@ def test_from_f_equals_the_built_in_twin(case):
     t = torch.linspace(-12, 6, 37, dtype=torch.float64)
     close(case.g.of_log_ratio(t), twin.of_log_ratio(t), 1e-13 * (1 + t.exp() + twin.of_log_ratio(t)))
     close(case.g.slope(t), twin.slope(t), 1e-13 * (1 + twin.slope(t).abs()))
-    logits = 3 * torch.randn(5, 9, dtype=torch.float64)
+    u = (t / 2).exp()
+    assert (case.g.f0, case.g.df0) == (pytest.approx(twin.f0), pytest.approx(twin.df0))
+    close(case.g.spread(u), twin.spread(u), 1e-9 * twin.spread(u))
+    close(case.g.dconjugate(twin.slope(t / 2)), u, 1e-9 * u)
+    close(case.g.conjugate(twin.slope(t / 2)), twin.conjugate(twin.slope(t / 2)), 1e-9 * (1 + u))
+    logits = 3 * torch.randn(3, 7, dtype=torch.float64)
     logits[0, :4] = -math.inf
-    q = torch.rand(9, dtype=torch.float64) + 0.1
-    for call in OPERATORS[:3]:
-        mine, theirs = (call(logits, g, q=q, temperature=0.7) for g in (case.g, twin))
-        close(mine, theirs, 1e-11)
-    for call in OPERATORS[3:]:
-        close(call(logits[1], case.g), call(logits[1], twin), 1e-11)
+    q = torch.rand(7, dtype=torch.float64) + 0.1
+    mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    for leaf, g in ((mine, case.g), (theirs, twin)):
+        (fenchel.softargmax(leaf, g, q=q, temperature=0.7) @ torch.arange(7.0).double()).sum().backward()
+    close(fenchel.softargmax(logits, case.g, q=q), fenchel.softargmax(logits, twin, q=q), 1e-11)
+    close(fenchel.entropy(logits, case.g, q=q), fenchel.entropy(logits, twin, q=q), 1e-10)
+    close(fenchel.softplus(logits[1], case.g), fenchel.softplus(logits[1], twin), 1e-10)
+    assert mine.grad is not None
+    assert theirs.grad is not None
+    close(mine.grad, theirs.grad, 1e-9)
 
 
 def test_from_f_takes_out_the_slope_at_one():

@@ -15,8 +15,9 @@ from tests.table import BUILT_IN, MINE, over
 from tests.transforms import TRANSFORMS, Function, page, references
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "transforms.md"
-# user-made generators are slow: one with full support and one sparse
-CASES = BUILT_IN + tuple(case for case in MINE if case.book in ("kl", "chi2"))
+MY_KL = next(case for case in MINE if case.book == "kl")
+# user-made generators are slow: one stands for them
+CASES = (*BUILT_IN, MY_KL)
 
 Z = torch.tensor([0.31, -0.42, 0.05, -0.83], dtype=torch.float64)
 Q = torch.tensor([0.4, 1.3, 0.8, 0.6], dtype=torch.float64)
@@ -32,7 +33,7 @@ def scalar(g: Generator, temperature: float = 1.1) -> Function:
             call(z, g, q=Q, temperature=temperature)
             for call in (fenchel.softargmax, fenchel.softmax_value, fenchel.entropy)
         )
-        return p @ WEIGHT + value.square() + 0.3 * h
+        return (p * WEIGHT).sum(-1) + value.square() + 0.3 * h
 
     return f
 
@@ -100,7 +101,6 @@ def test_a_reference_measure_per_row_under_vmap(case):
 # Compiled: the compiler takes seconds a time, so each transform runs on one generator
 
 ROWS = {row.name: row for row in TRANSFORMS}
-MY_KL = next(case for case in MINE if case.book == "kl")
 
 
 def compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
