@@ -23,8 +23,8 @@ COMPILER = shutil.which((os.environ.get("CC") or "cc").split()[0]) is not None
 WANTED = COMPILER and os.environ.get("FENCHEL_NATIVE") != "0"
 PATHS = [gathered, native] if WANTED else [gathered]
 TYPES = [torch.float32, torch.float64]
-# n = 33 leaves a task of one row, V = 129 a block of one column, V = 4099 two blocks; D = 192 and 129 need every kernel
-SHAPES = [(0, 5, 3), (1, 1, 1), (5, 128, 31), (17, 129, 33), (33, 1000, 192), (40, 4099, 129)]
+# n = 33 leaves a task of one row, n = 530 two sorts, V = 129 a block of one column, V = 4099 two; D = 129 all kernels
+SHAPES = [(0, 5, 3), (1, 1, 1), (5, 128, 31), (17, 129, 33), (33, 1000, 192), (40, 4099, 129), (530, 300, 20)]
 DENSITIES = [0.0, 0.0005, 0.02, 0.5]
 INF = torch.inf
 

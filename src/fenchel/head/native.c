@@ -26,9 +26,11 @@
 
 enum { OK = 0, BAD_CSR = 1, NO_MEMORY = 2 };
 enum { MAX_THREADS = 256, TASK_ROWS = 16, SPLIT_ROWS = 64, SCAN_BLOCK = 128, MOMENT_BLOCK = 1024 };
-/* Of the gathered products: eight accumulators hide the latency of a fused multiply-add. A block of 1,024 packed rows is
-   512 KiB with AVX-512. Packing a row pays once it is read about sixteen times. */
+/* Of the gathered products. Eight accumulators hide the latency of a multiply-add; a block of 1,024 packed rows is
+   512 KiB with AVX-512; packing a row pays once it is read about sixteen times; in the transposed product the sorted
+   entries want the cache too: SORT_ROWS by PACKED_COLUMNS at a time. All measured, none critical. */
 enum { WIDE = 8, BLOCK = 1024, SPARSE_BLOCK = 4096, LEAST_BLOCK = 128, PACK_AT = 16 };
+enum { SORT_ROWS = 512, PACKED_COLUMNS = 256 };
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "marks are read eight bytes at a time, the first one lowest"
@@ -66,7 +68,7 @@ static void parallel(void (*run)(void *, int64_t), void *job, int64_t tasks, int
     while (started) pthread_join(helpers[--started], NULL);
 }
 
-/* ---- where each row's entries cross the borders of column blocks; this is also where a CSR structure is checked ---- */
+/* ---- where each row's entries cross the borders of column blocks; the CSR structure is checked on the way ---- */
 
 typedef struct {
     const int64_t *row_ptr;
@@ -190,8 +192,8 @@ static inline int64_t NAMED(mark)(const REAL *z, int64_t len, REAL limit, uint64
 }
 
 /* Write the `found` marked entries of z[0 .. len) and nothing behind them; `first` is the column of z[0]. */
-static inline void NAMED(write)(const REAL *z, int64_t len, int64_t first, REAL limit, const uint64_t words[SCAN_BLOCK / 8],
-                                int64_t found, int32_t *cols, REAL *vals) {
+static inline void NAMED(write)(const REAL *z, int64_t len, int64_t first, REAL limit,
+                                const uint64_t words[SCAN_BLOCK / 8], int64_t found, int32_t *cols, REAL *vals) {
     int64_t k = 0;
     if (found <= (COMPRESSES ? 2 : 16)) {
         for (int64_t i = 0; k < found; i++)
@@ -393,11 +395,11 @@ void NAMED(fenchel_moments)(const REAL *z, int64_t n, int64_t v, int64_t ld, con
 /* out[0 .. N*LANES) += sum_k val[k] * x[idx[k]*ld ...], the accumulators in registers. */
 #define GATHER(N)                                                                                                     \
     static void NAMED(gather##N)(REAL *out, const REAL *x, int64_t origin, int64_t ld, const int32_t *idx,            \
-                                 const REAL *val, int64_t count) {                                                                     \
+                                 const REAL *val, int64_t count) {                                                    \
         Vec acc[N];                                                                                                   \
         _Pragma("GCC unroll 16") for (int a = 0; a < N; a++) acc[a] = *(const Vec *)(out + a * LANES);                \
         for (int64_t k = 0; k < count; k++) {                                                                         \
-            const REAL *row = x + (idx[k] - origin) * ld;                                                                        \
+            const REAL *row = x + (idx[k] - origin) * ld;                                                             \
             const REAL p = val[k];                                                                                    \
             _Pragma("GCC unroll 16") for (int a = 0; a < N; a++) acc[a] += p * *(const Vec *)(row + a * LANES);       \
         }                                                                                                             \
@@ -443,14 +445,15 @@ typedef struct {
 } NAMED(Product);
 
 /* out[j ..] += sum_k val[k] * x[idx[k]][j ..] for all d columns, slice after slice. */
-static inline void NAMED(gather_row)(const NAMED(Product) *m, REAL *out, const int32_t *idx, const REAL *val, int64_t count) {
+static inline void NAMED(gather_row)(const NAMED(Product) *m, REAL *out, const int32_t *idx, const REAL *val,
+                                     int64_t count) {
     for (int64_t j = 0, w; count && j < m->d; j += w) {
         const NAMED(Gather) gather = NAMED(kernel)(m->d - j, &w);
         gather(out + j, m->x + j, 0, m->d, idx, val, count);
     }
 }
 
-/* Columns j .. j+w of `count` rows, made contiguous: rows a power of two apart compete for the same lines of a cache. */
+/* Columns j .. j+w of `count` rows, made contiguous: rows a power of two apart compete for the same cache lines. */
 static void NAMED(pack_panel)(REAL *panel, const REAL *x, int64_t d, int64_t count, int64_t j, int64_t w) {
     for (int64_t i = 0; i < count; i++) memcpy(panel + i * w, x + i * d + j, (size_t)w * sizeof(REAL));
 }
@@ -466,7 +469,7 @@ static void NAMED(times_rows)(void *arg, int64_t task) {
     }
 }
 
-/* Many: a packed slice of a block of the weight stays in the second-level cache while all rows of the task pass over it. */
+/* Many: a packed slice of a block of the weight stays in the second-level cache while the task's rows pass over it. */
 static void NAMED(times_rows_packed)(void *arg, int64_t task) {
     NAMED(Product) *m = arg;
     const Split *s = m->split;
@@ -482,7 +485,8 @@ static void NAMED(times_rows_packed)(void *arg, int64_t task) {
             NAMED(pack_panel)(panel, m->x + c * m->d, m->d, LEAST(s->width, m->v - c), j, w);
             for (int64_t i = first; i < first + rows; i++)
                 if (begin[i] < end[i])
-                    gather(sums + (i - first) * w, panel, c, w, m->cols + begin[i], m->vals + begin[i], end[i] - begin[i]);
+                    gather(sums + (i - first) * w, panel, c, w, m->cols + begin[i], m->vals + begin[i],
+                           end[i] - begin[i]);
         }
         for (int64_t i = 0; i < rows; i++)
             memcpy(m->out + (first + i) * m->d + j, sums + i * w, (size_t)w * sizeof(REAL));
@@ -514,9 +518,9 @@ static void NAMED(transpose_block)(void *arg, int64_t block) {
     const int64_t first = block * s->width, width = LEAST(s->width, m->v - first);
     const int64_t *begin = s->at + block * m->n, *end = begin + m->n;
     int64_t room = 0; /* the largest number of entries in one block of rows */
-    for (int64_t r = 0; r < m->n; r += BLOCK) {
+    for (int64_t r = 0; r < m->n; r += SORT_ROWS) {
         int64_t entries = 0;
-        for (int64_t i = r; i < LEAST(m->n, r + BLOCK); i++) entries += end[i] - begin[i];
+        for (int64_t i = r; i < LEAST(m->n, r + SORT_ROWS); i++) entries += end[i] - begin[i];
         if (entries > room) room = entries;
     }
     if (room == 0) return;
@@ -527,8 +531,8 @@ static void NAMED(transpose_block)(void *arg, int64_t block) {
         atomic_store(&m->failed, 1);
         goto done;
     }
-    for (int64_t r = 0; r < m->n; r += BLOCK) {
-        const int64_t stop = LEAST(m->n, r + BLOCK);
+    for (int64_t r = 0; r < m->n; r += SORT_ROWS) {
+        const int64_t stop = LEAST(m->n, r + SORT_ROWS);
         /* Counting sort: at[c+1] moves from the start of column c to its end, so that at[c] .. at[c+1] holds it. */
         memset(at, 0, sizeof(int64_t) * (size_t)(width + 2));
         for (int64_t i = r; i < stop; i++)
@@ -550,7 +554,8 @@ static void NAMED(transpose_block)(void *arg, int64_t block) {
             const NAMED(Gather) gather = NAMED(kernel)(m->d - j, &w);
             for (int64_t c = 0; c < width; c++)
                 if (at[c] < at[c + 1])
-                    gather(out + c * m->d + j, m->panels + m->n * j, 0, w, rows + at[c], vals + at[c], at[c + 1] - at[c]);
+                    gather(out + c * m->d + j, m->panels + m->n * j, 0, w, rows + at[c], vals + at[c],
+                           at[c + 1] - at[c]);
         }
     }
 done:
@@ -562,9 +567,10 @@ done:
 int NAMED(fenchel_transpose_times)(const int64_t *row_ptr, const int32_t *cols, const REAL *vals, int64_t nnz,
                                    const REAL *h, REAL *out, int64_t n, int64_t v, int64_t d, int threads) {
     const double density = (double)nnz / ((double)n * (double)v + 1);
-    const int packed = PACK_AT <= density * (double)LEAST(n, BLOCK);
+    const int packed = PACK_AT <= density * (double)LEAST(n, SORT_ROWS);
+    const int64_t most = packed ? PACKED_COLUMNS : BLOCK;
     const int64_t share = v / (8 * threads); /* several blocks a thread: frequent columns stand together */
-    Split s = {row_ptr, cols, n, v, share > BLOCK ? BLOCK : share < LEAST_BLOCK ? LEAST_BLOCK : share, 0, NULL, 0};
+    Split s = {row_ptr, cols, n, v, share > most ? most : share < LEAST_BLOCK ? LEAST_BLOCK : share, 0, NULL, 0};
     int status = split(&s, nnz, threads);
     NAMED(Product) m = {row_ptr, cols, vals, h, out, n, v, d, 0, &s, NULL, 0};
     if (status == OK && packed) {
