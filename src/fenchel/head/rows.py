@@ -7,7 +7,7 @@ place: this keeps vmap, torch.func and compile(fullgraph) right.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -70,31 +70,54 @@ def linear_rows(
     return out.view(*lead, *out.shape[1:])
 
 
+class Call(Protocol):
+    """What is done to a tile of rows, given all the tensors: those that rows share, and the tile's part of the others."""
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """The places of the tensors that all rows share (weights and biases)."""
+        ...
+
+    def __call__(self, *tensors: Any) -> Tensor:
+        """One result per row."""
+        ...
+
+    def slices(self, n: int) -> list[slice]:
+        """The tiles of n rows."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """What is done to a tile of rows."""
+    """What is done to a tile of rows of one head."""
 
     fn: RowFunction
     softcap: float | None
     scale: float
     rows: int
+    shared = (1, 2)
 
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Tensor) -> Tensor:
         return self.fn(logits_of(hidden, weight, bias, self.softcap, self.scale), *args)
 
     def slices(self, n: int) -> list[slice]:
-        return [slice(i, min(i + self.rows, n)) for i in range(0, max(n, 1), self.rows)]
+        return slices_of(n, self.rows)
+
+
+def slices_of(n: int, rows: int) -> list[slice]:
+    """The tiles of n rows; one empty tile if there are none."""
+    return [slice(i, min(i + rows, n)) for i in range(0, max(n, 1), rows)]
 
 
 class _Split:
     """Which arguments a derivative is taken of, and how to put a tile's arguments together."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, args: tuple[Tensor, ...]) -> None:
-        self.all = (hidden, weight, bias, *args)
+    def __init__(self, call: Call, tensors: tuple[Tensor | None, ...]) -> None:
+        self.all, self.shared = tensors, call.shared
         self.free = [i for i, x in enumerate(self.all) if x is not None and x.is_floating_point()]
 
     def tile(self, s: slice) -> list[Any]:
-        return [x if i in (1, 2) or x is None else x[s] for i, x in enumerate(self.all)]
+        return [x if i in self.shared or x is None else x[s] for i, x in enumerate(self.all)]
 
     def join(self, tile: list[Any], free: tuple[Tensor, ...]) -> list[Any]:
         tile = list(tile)
@@ -103,20 +126,19 @@ class _Split:
         return tile
 
 
-def _vjp(call: Tile, split: _Split, tile: list[Any], g: Tensor, free: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _vjp(call: Call, split: _Split, tile: list[Any], g: Tensor, free: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     # grad of <g, rows> rather than vjp: a pullback called after its level has ended finds dead tensors under vmap
     return torch.func.grad(lambda *x: (call(*split.join(tile, x)) * g).sum(), argnums=tuple(range(len(free))))(*free)
 
 
 def _collect(split: _Split, parts: list[tuple[Tensor, ...]]) -> list[Tensor | None]:
-    """Gradients of all arguments: rows are concatenated, weight and bias summed in float32 at least."""
+    """Gradients of all tensors: rows are concatenated, what they share is summed in float32 at least."""
     grads: list[Tensor | None] = [None] * len(split.all)
     for k, i in enumerate(split.free):
         pieces, like = [p[k] for p in parts], split.all[i]
         assert like is not None
-        if i in (1, 2):
-            wide = torch.promote_types(like.dtype, torch.float32)
-            grads[i] = torch.stack([p.to(wide) for p in pieces]).sum(0).to(like.dtype) if i == 2 else _sum(pieces, wide).to(like.dtype)
+        if i in split.shared:
+            grads[i] = _sum(pieces, torch.promote_types(like.dtype, torch.float32)).to(like.dtype)
         else:
             grads[i] = torch.cat(pieces)
     return grads
@@ -130,13 +152,13 @@ def _sum(pieces: list[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 class Rows(torch.autograd.Function):
-    """call(hidden, weight, bias, *args) by tiles."""
+    """call(*tensors) by tiles; for `Tile`, the tensors are hidden, weight, bias and the row arguments."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(call: Tile, hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Tensor) -> Tensor:
-        split = _Split(hidden, weight, bias, args)
+    def forward(call: Call, hidden: Tensor, *rest: Tensor | None) -> Tensor:
+        split = _Split(call, (hidden, *rest))
         return torch.cat([call(*split.tile(s)) for s in call.slices(len(hidden))])
 
     @staticmethod
@@ -155,8 +177,8 @@ class RowsGrad(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(call: Tile, g: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Tensor) -> tuple[Tensor | None, ...]:
-        split = _Split(hidden, weight, bias, args)
+    def forward(call: Call, g: Tensor, hidden: Tensor, *rest: Tensor | None) -> tuple[Tensor | None, ...]:
+        split = _Split(call, (hidden, *rest))
         parts = []
         for s in call.slices(len(hidden)):
             tile = split.tile(s)
@@ -170,13 +192,13 @@ class RowsGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        g, hidden, weight, bias, *args = ctx.saved_tensors
-        split = _Split(hidden, weight, bias, tuple(args))
+        g, *tensors = ctx.saved_tensors
+        split = _Split(ctx.call, tuple(tensors))
         parts, g_parts = [], []
-        for s in ctx.call.slices(len(hidden)):
+        for s in ctx.call.slices(len(g)):
             tile = split.tile(s)
             free = tuple(tile[i] for i in split.free)
-            u = tuple(upstream[i] if i in (1, 2) else upstream[i][s] for i in split.free)  # pyright: ignore[reportOptionalSubscript]
+            u = tuple(upstream[i] if i in split.shared else upstream[i][s] for i in split.free)  # pyright: ignore[reportOptionalSubscript]
 
             def paired(g: Tensor, *x: Tensor, tile: list[Any] = tile, u: tuple[Any, ...] = u) -> Tensor:
                 return torch.stack([(a * b).sum() for a, b in zip(_vjp(ctx.call, split, tile, g, x), u, strict=True)]).sum()
