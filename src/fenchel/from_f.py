@@ -47,7 +47,12 @@ def _build(f: Scalar, df: Scalar, d2f: Scalar, name: str, zero: tuple[float, flo
 
 
 def _adjoint(f: Scalar, df: Scalar, d2f: Scalar, name: str) -> Generator:
-    """f°(u) = u f(1/u), f°'(u) = f(1/u) - f'(1/u)/u, f°''(u) = f''(1/u)/u^3."""
+    """f°(u) = u f(1/u), f°'(u) = f(1/u) - f'(1/u)/u, f°''(u) = f''(1/u)/u^3.
+
+    f°(0) is the limit of f'(x), and f°'(0) that of f(x) - x f'(x), at infinity: extrapolated, since autograd's f'' cancels there.
+    """
+    x = torch.tensor([1e3, 1e5, 1e7], dtype=torch.float64)
+    zero = _limit(df(x)), -_limit(x * df(x) - f(x))
 
     def value(u: Tensor) -> Tensor:
         return u * f(1 / u)
@@ -58,7 +63,17 @@ def _adjoint(f: Scalar, df: Scalar, d2f: Scalar, name: str) -> Generator:
     def curvature(u: Tensor) -> Tensor:
         return d2f(1 / u) / u.pow(3)
 
-    return _build(value, slope, curvature, f"adjoint of {name}", _limits(value, slope, curvature, None, None), "u f(1/u)")
+    return _build(value, slope, curvature, f"adjoint of {name}", zero, "u f(1/u)")
+
+
+def _limit(values: Tensor) -> float:
+    """The limit of three equally spaced terms of a sequence by Aitken's rule; infinity if its steps do not shrink."""
+    first, second, third = (float(v) for v in values)
+    before, last = second - first, third - second
+    if abs(last) <= 1e-6 * abs(third):
+        return third
+    ratio = last / before
+    return third + last * ratio / (1 - ratio) if 0 <= ratio < 0.97 else INF
 
 
 def _exp(t: Tensor) -> Tensor:
@@ -79,7 +94,7 @@ def _checked(f: Scalar, name: str) -> tuple[Scalar, float]:
     u = torch.logspace(-6, 6, 241, dtype=torch.float64)
     try:
         values = f(u)
-    except (TypeError, AttributeError, RuntimeError) as error:
+    except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"from_f({name!r}): f failed on a float64 tensor of u > 0: {error}; write f with torch functions") from error
     if not isinstance(values, Tensor) or values.shape != u.shape:
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
@@ -118,16 +133,18 @@ def _invert(w: Tensor, number: int) -> Tensor:
     """log u with f'(u) = w by bisection-guarded Newton on log u, elementwise; -LIMIT below the support."""
     g = by_handle(number)
     low, high = torch.full_like(w, -LIMIT), torch.full_like(w, LIMIT)
-    t = torch.zeros_like(w)
+    t, last = torch.zeros_like(w), torch.full_like(w, INF)
     for step in range(150):
         u = _exp(t)
         miss = g.link(t) - w
         low, high = torch.where(miss < 0, t, low), torch.where(miss < 0, high, t)
         newton = t - miss * operator_of(g).spread(u) / u
-        close = (newton - t).abs() <= 1e-13 * (1 + t.abs())
-        # far from the root Newton may move by a constant: every third step halves the bracket
-        trusted = close | ((newton > low) & (newton < high) & (step % 3 != 2))
-        t = torch.where(trusted, newton, (low + high) / 2)
+        close = (newton - t).abs() <= 1e-7 * (1 + t.abs())  # this step and the two that follow in _unlink square it
+        # far from the root Newton may move by a constant: a step as long as the last one is replaced by a halved bracket
+        quick = (newton - t).abs() < 0.5 * last
+        trusted = close | ((newton > low) & (newton < high) & (quick | (step == 0)))
+        new = torch.where(trusted, newton, (low + high) / 2)
+        t, last = new, (new - t).abs()
         if bool((close | w.isnan()).all()):
             break
     return torch.where(w.isnan(), w, t)
@@ -147,9 +164,10 @@ def _unlink(w: Tensor, number: int) -> Tensor:
     g = by_handle(number)
     wide = w.double()
     inside = wide > (g.df0 if g.sparse else -INF)
-    u = _exp(torch.ops.fenchel.invert(wide.detach(), number))
-    target = torch.where(inside, wide, g.link(torch.zeros_like(wide)))
-    u = torch.where(inside, u, torch.ones_like(u))
+    # off the support, and at -inf, any argument will do: the result is replaced
+    inside = inside & (wide > -INF)
+    target = torch.where(inside, wide, 0.0)
+    u = _exp(torch.ops.fenchel.invert(target.detach(), number))
     for _ in range(2):
         u = u + (target - g.link(torch.log(u))) * operator_of(g).spread(u)
     return torch.where(wide.isnan(), wide, torch.where(inside, u, torch.zeros_like(u))).to(w.dtype)

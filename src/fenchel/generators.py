@@ -205,7 +205,7 @@ def _omega(x: Tensor) -> Tensor:
     y = torch.where(x > 1, x - x.clamp_min(1.0).log(), y)
     for _ in range(6):
         y = y * (1 + x - y.log()) / (1 + y)
-    return torch.where(x < -36, x.exp(), torch.where(x == INF, INF, y))
+    return torch.where(x < -36, x.clamp_max(0.0).exp(), torch.where(x == INF, INF, y))
 
 
 def _js(t: Tensor, b: float) -> Tensor:
@@ -214,7 +214,8 @@ def _js(t: Tensor, b: float) -> Tensor:
 
 
 def _js_link(t: Tensor, b: float) -> Tensor:
-    return -b * torch.nn.functional.softplus(math.log((1 - b) / b) - t)
+    # softplus, without its default switch to x at 20, which costs digits in float64
+    return -b * torch.nn.functional.softplus(math.log((1 - b) / b) - t, threshold=40.0)
 
 
 def _js_unlink(w: Tensor, b: float) -> Tensor:

@@ -30,6 +30,7 @@ class Threshold:
         top: [N, 1], the link of each row's best token.
         mass: [N, 1], S at top: 1 but for rounding, or for the last Newton step, which `operators.polish` takes on p itself.
         spread: [N, 1], sum_j q_j / f''(u_j) at top: dS/dtop.
+        support: [N, 1], how many entries have u > 0 at top (sparse generators only; undefined for others).
         evaluations: the evaluations of S that the slowest row took.
         reads: entries of d that were read, over all rows.
     """
@@ -37,6 +38,7 @@ class Threshold:
     top: Tensor
     mass: Tensor
     spread: Tensor
+    support: Tensor
     evaluations: int
     reads: int
 
@@ -49,20 +51,26 @@ def sums(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tenso
     return mass, spread, (u > 0).sum(1, keepdim=True) if g.sparse else torch.empty_like(mass, dtype=torch.int64)
 
 
-def threshold(d: Tensor, q: Tensor, g: Generator, evaluate: Callable[..., tuple[Tensor, Tensor, Tensor]] = sums) -> Threshold:
+Evaluate = Callable[[Tensor, Tensor, Tensor, Generator], tuple[Tensor, Tensor, Tensor]]
+Compact = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def threshold(d: Tensor, q: Tensor, g: Generator, evaluate: Evaluate | None = None, compact: Compact | None = None) -> Threshold:
     """Solve sum_j q_j unlink(top - d_j) = 1 for each row.
 
     Args:
         d: [N, V], the distance of each logit below its row's maximum, >= 0; inf for a token outside the vocabulary. A row with NaN gives NaN.
         q: the reference measure, [], [V] or [N, V], in the dtype of d.
         g: the generator.
-        evaluate: `sums`, or a compiled `sums`.
+        evaluate: a faster `sums` (compiled).
+        compact: a faster `compacted` (native).
     """
+    evaluate, compact = evaluate or sums, compact or compacted
     n = len(d)
     if g.multiplicative:
         zero = d.new_zeros(n, 1)
-        mass, _, _ = evaluate(d, zero, q, g)
-        return Threshold(-torch.log(mass), zero + 1, zero + 1, 1, d.numel())
+        mass, _, support = evaluate(d, zero, q, g)
+        return Threshold(-torch.log(mass), zero + 1, zero + 1, support, 1, d.numel())
     op = operator_of(g)
     total = _total(q, d)
     best_q = q if q.dim() == 0 else q.expand_as(d).gather(1, d.nan_to_num(0.0).argmin(1, keepdim=True))
@@ -71,10 +79,11 @@ def threshold(d: Tensor, q: Tensor, g: Generator, evaluate: Callable[..., tuple[
     target, tolerance = g.link(-torch.log(total)), _tolerance(d.dtype, g)
     eps = torch.finfo(d.dtype).eps
 
-    found = [high.clone(), one.clone(), one.clone()]  # top, mass, spread of all rows
+    found = [high.clone(), one.clone(), one.clone(), torch.zeros_like(one, dtype=torch.int64)]
     rows: Tensor | None = None  # None while every row is active
     top, reads, used = high, 0, 0
-    for used in range(1, EVALUATIONS + 1):
+    for _ in range(EVALUATIONS):
+        used += 1
         mass, spread, support = evaluate(d, top, q, g)
         reads += d.numel()
         above = mass >= 1
@@ -86,7 +95,7 @@ def threshold(d: Tensor, q: Tensor, g: Generator, evaluate: Callable[..., tuple[
         rounding = 2 * eps * top.abs()  # neighbouring floats: nothing is left to decide
         done = ~(miss > tolerance) | (high - low <= rounding) | ((step.abs() <= rounding) & (miss <= 1e3 * tolerance))
         keep = ~done.squeeze(1)
-        for whole, part in zip(found, (top, mass, spread), strict=True):
+        for whole, part in zip(found, (top, mass, spread, support), strict=True):
             if rows is None:
                 whole.copy_(part)
             else:
@@ -102,8 +111,8 @@ def threshold(d: Tensor, q: Tensor, g: Generator, evaluate: Callable[..., tuple[
             q = q[keep] if q.dim() == 2 else q
             total, target = (total[keep], target[keep]) if total.dim() == 2 else (total, target)
         if g.sparse and 2 * int(support.max()) <= d.shape[1]:
-            d, q = _compact(d, q, high - g.edge)
-    return Threshold(found[0], found[1], found[2], used, reads)
+            d, q = compact(d, q, high - g.edge)
+    return Threshold(found[0], found[1], found[2], found[3], used, reads)
 
 
 def _total(q: Tensor, d: Tensor) -> Tensor:
@@ -127,7 +136,7 @@ def _between(low: Tensor, high: Tensor, g: Generator) -> Tensor:
     return torch.where((middle > low) & (middle < high), middle, (low + high) / 2)
 
 
-def _compact(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+def compacted(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
     """Drop what lies outside each row's window; rows are padded with d = inf."""
     kept = d < window
     counts = kept.sum(1)

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from . import kernels
+from .kernels import Rows
 from .projection import add_gradients, logits_into, pull_logits_, rows_per_tile
 
 
@@ -35,9 +37,30 @@ class Head:
 class Kernel(Protocol):
     """What is done to a tile of rows."""
 
-    def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> Tensor:
-        """Per-row values [n, ...]; if c [n] is given, logits[k] becomes c times the values' gradient in place (where head k wants one)."""
+    def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, "Sparse | None"]:
+        """Per-row values [n, ...]; if c [n] is given, c times the values' gradient: in place of logits[k], or sparse (one head)."""
         ...
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A gradient c (p - y) with few entries: c p in CSR, and what is subtracted at the target."""
+
+    p: Rows
+    y: Tensor
+    c: Tensor
+
+    def add(self, head: Head, hidden: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None) -> None:
+        """Multiplies back, as `projection.add_gradients`."""
+        p, c = self.p.with_vals(self.p.vals * head.scale), self.c * head.scale
+        if d_hidden is not None:
+            torch.mul(head.weight[self.y], -c.unsqueeze(1), out=d_hidden)
+            kernels.rows_times(p, head.weight, out=d_hidden)
+        if d_weight is not None:
+            kernels.transpose_times(p, hidden, out=d_weight)
+            d_weight.index_add_(0, self.y, hidden * -c.unsqueeze(1))
+        if d_bias is not None:
+            d_bias.index_add_(0, p.cols, p.vals).index_add_(0, self.y, -c)
 
 
 def sweep(heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int = 0) -> tuple[Tensor, list[list[Tensor | None]]]:
@@ -59,8 +82,13 @@ def sweep(heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, 
         for h, z in zip(heads, logits, strict=True):
             logits_into(z, h.hidden[s], h.weight, h.bias, h.softcap, h.scale)
         before = [z.clone() if h.softcap is not None and c is not None else None for h, z in zip(heads, logits, strict=True)]
-        values.append(kernel(logits, s, None if c is None else c[s]))
+        rows, sparse = kernel(logits, s, None if c is None else c[s])
+        values.append(rows)
         if c is None:
+            continue
+        if sparse is not None:
+            d_hidden, d_weight, d_bias = totals[0]
+            sparse.add(heads[0], heads[0].hidden[s], None if d_hidden is None else d_hidden[s], d_weight, d_bias)
             continue
         for h, z, z0, (d_hidden, d_weight, d_bias) in zip(heads, logits, before, totals, strict=True):
             if any(h.want):

@@ -17,6 +17,8 @@ from torch import Tensor
 from .. import solve
 from ..generators import INF, Generator, operator_of
 from ..operators import excess_of
+from . import kernels
+from .kernels import Rows
 
 log = logging.getLogger("fenchel")
 # entries of logits below which compiling costs more than it saves
@@ -62,6 +64,27 @@ def _compiler() -> bool:
 
 
 def solved(d: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
-    """`solve.threshold` with compiled sums."""
+    """`solve.threshold` with compiled sums and native compaction."""
     sums = tile_function(solve.sums, g, entries)
-    return solve.threshold(d, q, g, lambda d, top, q, _: sums(d, top, q))
+    return solve.threshold(d, q, g, lambda d, top, q, _: sums(d, top, q), compact)
+
+
+def compact(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+    """`solve.compacted` by the row kernels."""
+    rows = kernels.above(-d, -window.squeeze(1))
+    return -packed(rows, rows.vals, -torch.inf), q if q.dim() == 0 else packed(rows, measure_of(q, rows), 1.0)
+
+
+def packed(rows: Rows, vals: Tensor, fill: float) -> Tensor:
+    """CSR rows as a matrix [n, widest row], padded."""
+    counts, index = rows.row_ptr.diff(), rows.row_index()
+    place = torch.arange(len(index), device=vals.device) - rows.row_ptr[index]
+    out = vals.new_full((len(counts), int(counts.max()) if len(counts) else 0), fill)
+    out[index, place] = vals
+    return out
+
+
+def measure_of(q: Tensor, rows: Rows) -> Tensor:
+    """q at the entries of CSR rows."""
+    columns = rows.cols.long()
+    return q if q.dim() == 0 else q[columns] if q.dim() == 1 else q[rows.row_index(), columns]

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..checks import reference
 from ..generators import Generator, by_handle
-from ..losses.fenchel_young import YoungSpec, check_class_weight, check_target, one_hot_divergence, reduce, young_rows, young_spec
+from ..losses.fenchel_young import YoungSpec, check_class_weight, check_target, reduce, young_rows, young_spec
 from ..operators import working_dtype
 from .projection import MEMORY, check_head, rows_per_tile
 from .rows import Rows, RowsGrad, Tile
 from .sweep import Head, sweep
-from .tiles import finish_, solved, tile_function, value
+from .young_kernel import YoungKernel
 
 __all__ = ["linear_fenchel_young"]
 
@@ -222,8 +222,9 @@ def _young(
     labels = y if all_kept else y[keep]
     row_c = None if c is None else (c if all_kept else c[keep])
     head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
-    kernel = YoungKernel(by_handle(number), labels, q, class_weight, temperature, smoothing, len(part) * len(weight))
-    rows, [grads] = sweep([head], kernel, row_c, memory, kernel.spare)
+    may_skip = softcap is None and weight.dtype == head.dtype
+    kernel = YoungKernel(by_handle(number), labels, q, class_weight, temperature, smoothing, len(part) * len(weight), may_skip)
+    rows, [grads] = sweep([head], kernel, row_c, memory)
     out = []
     for x, like in zip(grads, (hidden, weight, bias), strict=True):
         out.append(hidden.new_empty(0) if x is None or like is None else x.to(like.dtype))
@@ -255,62 +256,3 @@ def one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
 _young.register_vmap(one_by_one(_young))
 
 
-@dataclass(frozen=True)
-class YoungKernel:
-    """A tile of logits to the rows' losses and, in place, to c (p - y)."""
-
-    g: Generator
-    y: Tensor
-    q: Tensor
-    class_weight: Tensor | None
-    temperature: float
-    smoothing: float
-    entries: int
-
-    @property
-    def spare(self) -> int:
-        """Tiles of scratch: the float64 copy of a float32 tile."""
-        return 2 if self.g.double else 0
-
-    def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> Tensor:
-        z, y = logits[0], self.y[rows]
-        if self.temperature != 1:
-            z /= self.temperature
-        wide = working_dtype(self.g, z.dtype)
-        d = z.to(wide)
-        best = d.amax(1, keepdim=True)
-        torch.sub(best, d, out=d)
-        gap = d.gather(1, y.unsqueeze(1)).squeeze(1)
-        mass = self.temperature if self.class_weight is None else self.temperature * self.class_weight[y]
-        live = d < torch.inf if self.smoothing > 0 else None
-        offset = one_hot_divergence(y, self.q, self.g)
-        if live is not None:
-            gap, offset = self._smoothed(d, live, gap)
-        found = solved(d, self.q, self.g, self.entries)
-        if c is None:
-            excess = tile_function(value, self.g, self.entries)(d, found.top, self.q)
-        else:
-            excess = self._gradient(d, live, found, y, c if self.class_weight is None else c * self.class_weight[y])
-            if d is not z:
-                z.copy_(d)
-        return (mass * (gap + excess + offset)).to(z.dtype)
-
-    def _gradient(self, d: Tensor, live: Tensor | None, found: Any, y: Tensor, c: Tensor) -> Tensor:
-        """Turns d into c (p - y)."""
-        c = c.to(d.dtype).unsqueeze(1)
-        shift = (1 - found.mass) / found.spread
-        excess = tile_function(finish_, self.g, self.entries)(d, found.top, shift, self.q, c)
-        d.scatter_add_(1, y.unsqueeze(1), -(1 - self.smoothing) * c)
-        if live is not None:
-            d.sub_(live * (self.smoothing * c / live.sum(1, keepdim=True)))
-        return excess
-
-    def _smoothed(self, d: Tensor, live: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """<y, best - z> and D_f(y||q) of a smoothed one-hot target: two distinct probabilities a row."""
-        eps, count = self.smoothing, live.sum(1, dtype=d.dtype)
-        gap = (1 - eps) * gap + eps * torch.where(live, d, 0.0).sum(1) / count
-        if self.g.f0 == torch.inf:
-            return gap, torch.zeros_like(gap)
-        low = eps / count
-        part = lambda p: self.q * (self.g.f(p / self.q) - self.g.f0)
-        return gap, part(1 - eps + low) + (count - 1) * part(low) + self.g.f0

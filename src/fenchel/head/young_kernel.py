@@ -1,0 +1,180 @@
+"""The kernel of the Fenchel-Young head: a tile of logits becomes the rows' losses and their gradient c (p - y).
+
+For a generator with finite f'(0) the gradient is sparse, and the way through a tile is chosen from what is measured on it:
+
+* *window*: a token further than link(1/q) - edge below its row's best (2 for alpha = 1.5, 1 for alpha = 2) has probability exactly 0. Where a sample of
+  rows says that few tokens lie inside, one pass collects them and the threshold is solved on them alone (late in training);
+* *solver*: else the threshold is solved on the tile, the solver itself dropping tokens as its iterates rise (early in training);
+* products: gathered rows of the weight if the support is small, a dense product over the columns that any row touches if those are few, else dense.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..generators import INF, Generator, operator_of
+from ..losses.fenchel_young import one_hot_divergence
+from ..operators import polish, working_dtype
+from ..solve import Threshold, threshold
+from . import kernels, native
+from .kernels import Rows
+from .sweep import Sparse
+from .tiles import finish_, measure_of, packed, solved, tile_function, value
+
+# Shares of a dense product at which the alternatives cost the same (measured at N = 2048, D = 512, V = 32,768 on two cores, see docs/benchmarks.md).
+GATHERED_NATIVE, GATHERED_TORCH = 0.25, 0.01
+WINDOWED = 0.10
+# rows that are sampled to choose the way, and bytes of logits that are worked on at once, to stay in cache
+SAMPLE, BLOCK_BYTES = 8, 8 * 2**20
+
+
+@dataclass(frozen=True)
+class YoungKernel:
+    """What is constant over tiles. entries: N V of the call; may_skip: the head allows a sparse gradient."""
+
+    g: Generator
+    y: Tensor
+    q: Tensor
+    class_weight: Tensor | None
+    temperature: float
+    smoothing: float
+    entries: int
+    may_skip: bool
+
+    def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
+        z, y = logits[0], self.y[rows]
+        if self.temperature != 1:
+            z /= self.temperature
+        weight = None if self.class_weight is None else self.class_weight[y].to(z.dtype)
+        c = c if c is None or weight is None else c * weight
+        if c is not None:
+            c = c.to(z.dtype)
+        best = z.amax(1, keepdim=True)
+        sparse = None
+        if self.g.sparse and self.may_skip and self.smoothing == 0 and self._few_inside(z, best):
+            gap = (best - z.gather(1, y.unsqueeze(1))).squeeze(1)
+            excess, p = self._by_window(z, best)
+            sparse = None if c is None else Sparse(_times(p, c), y, c)
+            losses = gap + excess + one_hot_divergence(y, self.q, self.g)
+        else:
+            losses, sparse = self._by_solver(z.sub_(best), y, c)
+        return (losses if weight is None else losses * weight).to(z.dtype) * self.temperature, sparse
+
+    def _few_inside(self, z: Tensor, best: Tensor) -> bool:
+        step = max(1, len(z) // SAMPLE)
+        window = self._window(z[::step])
+        return bool(len(z)) and float((z[::step] > best[::step] - window).to(z.dtype).mean()) < WINDOWED
+
+    def _window(self, z: Tensor) -> Tensor:
+        """How far below the best a token can have p > 0, [] or [n, 1]."""
+        q = self.q if self.q.dim() == 0 else self.q.expand_as(z).gather(1, z.nan_to_num(-INF).argmax(1, keepdim=True))
+        return (self.g.link(-torch.log(q)) - self.g.edge).to(z.dtype)
+
+    def _by_window(self, z: Tensor, best: Tensor) -> tuple[Tensor, Rows]:
+        """value - best and p, from the tokens inside the window."""
+        limit = torch.nextafter(best - self._window(z), torch.full_like(best, -INF)).squeeze(1)
+        inside = kernels.above(z, limit)
+        d = (best - packed(inside, inside.vals, -INF)).to(working_dtype(self.g, z.dtype))
+        q = self.q if self.q.dim() == 0 else packed(inside, measure_of(self.q, inside), 1.0)
+        found = threshold(d, q, self.g)
+        op = operator_of(self.g)
+        u = op.unlink(found.top - d)
+        p = polish(q * u, q * op.spread(u)).to(z.dtype)
+        real = torch.arange(d.shape[1], device=z.device) < inside.row_ptr.diff().unsqueeze(1)
+        return value(d, found.top, q, self.g), _positive(inside.with_vals(p[real]))
+
+    def _by_solver(self, r: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
+        """From logits less their row's best: losses, and the gradient sparse or in place of r."""
+        step = max(1, BLOCK_BYTES // (r.shape[1] * r.element_size()))
+        blocks = [slice(i, min(i + step, len(r))) for i in range(0, len(r), step)]
+        wide = working_dtype(self.g, r.dtype)
+        found: list[Threshold] = []
+        losses: list[Tensor] = []
+        deferred = c is not None and self.g.sparse and self.may_skip and self.smoothing == 0
+        for b in blocks:
+            d = -r[b].to(wide)
+            found.append(solved(d, self.q, self.g, self.entries))
+            if c is None or deferred:
+                losses.append(self._losses(d, y[b], tile_function(value, self.g, self.entries)(d, found[-1].top, self.q)))
+            else:
+                losses.append(self._gradient(d, found[-1], y[b], c[b]))
+                r[b] = d
+        if deferred and c is not None:
+            support = float(torch.cat([t.support for t in found]).sum()) / max(1, r.numel())
+            if support < (GATHERED_NATIVE if native.handles(r) else GATHERED_TORCH):
+                parts = [self._support(r[b], t) for b, t in zip(blocks, found, strict=True)]
+                return torch.cat(losses), Sparse(_times(_joined(parts), c), y, c)
+            for b, t in zip(blocks, found, strict=True):
+                d = -r[b].to(wide)
+                self._gradient(d, t, y[b], c[b])
+                r[b] = d
+        return torch.cat(losses), None
+
+    def _support(self, r: Tensor, found: Threshold) -> Rows:
+        """p on the support of a solved block."""
+        op = operator_of(self.g)
+        rows = kernels.above(r, (self.g.edge - found.top).squeeze(1).to(r.dtype))
+        shift = (1 - found.mass) / found.spread
+        index = rows.row_index()
+        u = op.unlink(found.top.squeeze(1)[index] + rows.vals.to(found.top.dtype))
+        p = measure_of(self.q, rows) * (u + op.spread(u) * shift.squeeze(1)[index])
+        return _positive(rows.with_vals(p.clamp_min(0.0).to(r.dtype)))
+
+    def _losses(self, d: Tensor, y: Tensor, excess: Tensor) -> Tensor:
+        """gap + excess + D_f(y||q), before d is overwritten."""
+        gap, offset = self._target(d, y)
+        return gap + excess + offset
+
+    def _target(self, d: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """<y, best - z> and D_f(y||q) of the smoothed one-hot target."""
+        gap = d.gather(1, y.unsqueeze(1)).squeeze(1)
+        if self.smoothing == 0:
+            return gap, one_hot_divergence(y, self.q, self.g)
+        # two distinct probabilities a row
+        live = d < INF
+        eps, count = self.smoothing, live.sum(1, dtype=d.dtype)
+        gap = (1 - eps) * gap + eps * torch.where(live, d, 0.0).sum(1) / count
+        if self.g.f0 == INF:
+            return gap, torch.zeros_like(gap)
+        low = eps / count
+
+        def part(p: Tensor) -> Tensor:
+            return self.q * (self.g.f(p / self.q) - self.g.f0)
+
+        return gap, part(1 - eps + low) + (count - 1) * part(low) + self.g.f0
+
+    def _gradient(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor) -> Tensor:
+        """Losses; d becomes c (p - y)."""
+        gap, offset = self._target(d, y)
+        live = d < INF if self.smoothing > 0 else None
+        c = c.to(d.dtype).unsqueeze(1)
+        shift = (1 - found.mass) / found.spread
+        excess = tile_function(finish_, self.g, self.entries)(d, found.top, shift, self.q, c)
+        d.scatter_add_(1, y.unsqueeze(1), -(1 - self.smoothing) * c)
+        if live is not None:
+            d.sub_(live * (self.smoothing * c / live.sum(1, keepdim=True)))
+        return gap + excess + offset
+
+
+def _times(p: Rows, c: Tensor) -> Rows:
+    """CSR rows, row i multiplied by c_i."""
+    return p.with_vals(p.vals * c[p.row_index()])
+
+
+def _positive(p: Rows) -> Rows:
+    """CSR rows without entries that are exactly 0 (NaN is kept)."""
+    kept = p.vals != 0
+    if bool(kept.all()):
+        return p
+    total = torch.cat((p.row_ptr.new_zeros(1), kept.cumsum(0)))
+    return Rows(total[p.row_ptr], p.cols[kept], p.vals[kept], p.columns)
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    """CSR blocks of rows, one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = torch.tensor([0, *(int(p.row_ptr[-1]) for p in parts)]).cumsum(0)
+    pointers = [parts[0].row_ptr[:1]] + [p.row_ptr[1:] + e for p, e in zip(parts, ends, strict=False)]
+    return Rows(torch.cat(pointers), torch.cat([p.cols for p in parts]), torch.cat([p.vals for p in parts]), parts[0].columns)
