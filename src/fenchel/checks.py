@@ -50,7 +50,11 @@ def check_reduction(reduction: str) -> None:
 
 def check_smoothing(label_smoothing: float) -> float:
     """Raise ValueError unless label_smoothing is in [0, 1]."""
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real) or not 0 <= float(label_smoothing) <= 1:
+    if (
+        isinstance(label_smoothing, bool)
+        or not isinstance(label_smoothing, Real)
+        or not 0 <= float(label_smoothing) <= 1
+    ):
         raise ValueError(f"label_smoothing: got {label_smoothing!r}; pass a number in [0, 1]")
     return float(label_smoothing)
 
@@ -69,9 +73,13 @@ def reference(q: float | Tensor | None, logits: Tensor, dtype: torch.dtype) -> T
     check_floating("q", q, "[], [V] or the shape of the logits")
     v = logits.shape[-1]
     if q.requires_grad:
-        raise ValueError("q: got a tensor that requires a gradient; the reference measure is a constant: pass q.detach()")
+        raise ValueError(
+            "q: got a tensor that requires a gradient; the reference measure is a constant: pass q.detach()"
+        )
     if q.device != logits.device:
-        raise ValueError(f"q: got device {q.device}, the logits are on {logits.device}; pass q.to({str(logits.device)!r})")
+        raise ValueError(
+            f"q: got device {q.device}, the logits are on {logits.device}; pass q.to({str(logits.device)!r})"
+        )
     if q.dim() == 0 or tuple(q.shape) == (v,):
         return q.to(dtype)
     if q.shape == logits.shape:

@@ -95,13 +95,17 @@ def _checked(f: Scalar, name: str) -> tuple[Scalar, float]:
     try:
         values = f(u)
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"from_f({name!r}): f failed on a float64 tensor of u > 0: {error}; write f with torch functions") from error
+        raise ValueError(
+            f"from_f({name!r}): f failed on a float64 tensor of u > 0: {error}; write f with torch functions"
+        ) from error
     if not isinstance(values, Tensor) or values.shape != u.shape:
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"from_f({name!r}): f of a tensor of shape {tuple(u.shape)} gave {got}; f must be elementwise")
     if not torch.isfinite(values).all():
         where = float(u[~torch.isfinite(values)][0])
-        raise ValueError(f"from_f({name!r}): f({where:.3g}) = {float(f(u[~torch.isfinite(values)])[0])}; f must be finite on (0, inf)")
+        raise ValueError(
+            f"from_f({name!r}): f({where:.3g}) = {float(f(u[~torch.isfinite(values)])[0])}; f must be finite on (0, inf)"
+        )
     one = torch.ones((), dtype=torch.float64)
     at_one = float(f(one))
     if abs(at_one) > 1e-9:
@@ -113,7 +117,9 @@ def _checked(f: Scalar, name: str) -> tuple[Scalar, float]:
     flat = ~(curvature > 0)
     if flat.any():
         where, got = float(u[flat][0]), float(curvature[flat][0])
-        raise ValueError(f"from_f({name!r}): f''({where:.3g}) = {got:.3g}; f must be strictly convex (f'' > 0) on (0, inf)")
+        raise ValueError(
+            f"from_f({name!r}): f''({where:.3g}) = {got:.3g}; f must be strictly convex (f'' > 0) on (0, inf)"
+        )
     return (lambda u: f(u) - at_one - tilt * (u - 1)), tilt
 
 

@@ -298,7 +298,9 @@ def _scaled(g: Generator, c: float) -> Generator:
 
 def _js_family(b: float) -> Generator:
     if not 0 < b < 1:
-        raise ValueError(f"js:BETA: got beta = {b:g}; pass 0 < beta < 1 (JS/beta tends to kl at 0, JS/(1 - beta) to reverse_kl at 1)")
+        raise ValueError(
+            f"js:BETA: got beta = {b:g}; pass 0 < beta < 1 (JS/beta tends to kl at 0, JS/(1 - beta) to reverse_kl at 1)"
+        )
     return Generator(
         name="js" if b == 0.5 else f"js:{b:g}",
         formula=f"{b:g} u log(u/m) - {1 - b:g} log m,  m = {b:g} u + {1 - b:g}",
@@ -464,7 +466,9 @@ def generator_names() -> tuple[str, ...]:
         >>> "js" in generator_names() and "alpha:A" in generator_names()
         True
     """
-    families = [name for head, name, _, default in _FAMILIES for name in ((head, name) if default is not None else (name,))]
+    families = [
+        name for head, name, _, default in _FAMILIES for name in ((head, name) if default is not None else (name,))
+    ]
     return tuple(g.name for g in _TABLE) + tuple(families)
 
 
@@ -485,7 +489,9 @@ def generator(name: "str | Generator") -> Generator:
     if isinstance(name, Generator):
         return name
     if not isinstance(name, str):
-        raise TypeError(f"generator: got {type(name).__name__}; pass a name ({', '.join(generator_names())}) or a Generator")
+        raise TypeError(
+            f"generator: got {type(name).__name__}; pass a name ({', '.join(generator_names())}) or a Generator"
+        )
     if name not in _parsed:
         _parsed[name] = _parse(name)
     return _parsed[name]

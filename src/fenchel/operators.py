@@ -24,7 +24,12 @@ __all__ = ["entropy", "sigmoid", "softargmax", "softmax_value", "softplus"]
 
 
 def softargmax(
-    logits: Tensor, generator: str | Generator = "kl", *, q: float | Tensor | None = None, temperature: float = 1.0, dim: int = -1
+    logits: Tensor,
+    generator: str | Generator = "kl",
+    *,
+    q: float | Tensor | None = None,
+    temperature: float = 1.0,
+    dim: int = -1,
 ) -> Tensor:
     """The probabilities that maximise the expected score less the divergence from q.
 
@@ -59,7 +64,12 @@ def softargmax(
 
 
 def softmax_value(
-    logits: Tensor, generator: str | Generator = "kl", *, q: float | Tensor | None = None, temperature: float = 1.0, dim: int = -1
+    logits: Tensor,
+    generator: str | Generator = "kl",
+    *,
+    q: float | Tensor | None = None,
+    temperature: float = 1.0,
+    dim: int = -1,
 ) -> Tensor:
     """The value of the maximum that softargmax attains: logsumexp for KL. Its gradient is softargmax(logits).
 
@@ -82,7 +92,12 @@ def softmax_value(
 
 
 def entropy(
-    logits: Tensor, generator: str | Generator = "kl", *, q: float | Tensor | None = None, temperature: float = 1.0, dim: int = -1
+    logits: Tensor,
+    generator: str | Generator = "kl",
+    *,
+    q: float | Tensor | None = None,
+    temperature: float = 1.0,
+    dim: int = -1,
 ) -> Tensor:
     """The f-entropy of softargmax(logits): Shannon's for KL, Tsallis' for alpha:A (q = 1).
 
@@ -103,7 +118,9 @@ def entropy(
     return (excess + (p * below).sum(-1)).to(dtype).view(shape[:-1])
 
 
-def sigmoid(logits: Tensor, generator: str | Generator = "kl", *, q: float | tuple[float, float] = 1.0, temperature: float = 1.0) -> Tensor:
+def sigmoid(
+    logits: Tensor, generator: str | Generator = "kl", *, q: float | tuple[float, float] = 1.0, temperature: float = 1.0
+) -> Tensor:
     """The probability of the second of two classes with scores (0, logits): the usual sigmoid for KL.
 
     Args:
@@ -120,7 +137,9 @@ def sigmoid(logits: Tensor, generator: str | Generator = "kl", *, q: float | tup
     return softargmax(two, generator, q=measure, temperature=temperature)[..., 1]
 
 
-def softplus(logits: Tensor, generator: str | Generator = "kl", *, q: float | tuple[float, float] = 1.0, temperature: float = 1.0) -> Tensor:
+def softplus(
+    logits: Tensor, generator: str | Generator = "kl", *, q: float | tuple[float, float] = 1.0, temperature: float = 1.0
+) -> Tensor:
     """The value of two classes with scores (0, logits): the usual softplus for KL. Its gradient is `sigmoid`.
 
     Args: as `sigmoid`.
@@ -155,7 +174,9 @@ def _rows(
     g = generator(name)
     operator_of(g)
     if not -logits.dim() <= dim < max(logits.dim(), 1):
-        raise ValueError(f"dim: got {dim} for logits of shape {tuple(logits.shape)}; pass {-logits.dim()} to {logits.dim() - 1}")
+        raise ValueError(
+            f"dim: got {dim} for logits of shape {tuple(logits.shape)}; pass {-logits.dim()} to {logits.dim() - 1}"
+        )
     last = logits.movedim(dim, -1) if logits.dim() > 0 else logits
     check_vocabulary("logits", last)
     if isinstance(q, Tensor) and q.shape == logits.shape and q.dim() > 1:
@@ -234,7 +255,9 @@ class _Solve(torch.autograd.Function):
         return p, excess, best.squeeze(-1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Generator], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Generator], output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
         _, q, ctx.g = inputs
         ctx.save_for_backward(output[0], q)
         ctx.save_for_forward(output[0], q)

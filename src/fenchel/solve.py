@@ -55,7 +55,9 @@ Evaluate = Callable[[Tensor, Tensor, Tensor, Generator], tuple[Tensor, Tensor, T
 Compact = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def threshold(d: Tensor, q: Tensor, g: Generator, evaluate: Evaluate | None = None, compact: Compact | None = None) -> Threshold:
+def threshold(
+    d: Tensor, q: Tensor, g: Generator, evaluate: Evaluate | None = None, compact: Compact | None = None
+) -> Threshold:
     """Solve sum_j q_j unlink(top - d_j) = 1 for each row.
 
     Args:
@@ -157,7 +159,9 @@ def check_reference(q: Tensor) -> None:
     """Raise ValueError unless every entry of q is positive and finite."""
     if not bool(((q > 0) & (q < torch.inf)).all()):
         worst = q[~((q > 0) & (q < torch.inf))].flatten()[0]
-        raise ValueError(f"q: got an entry {float(worst):g}; pass positive finite numbers (mask a token by a logit of -inf)")
+        raise ValueError(
+            f"q: got an entry {float(worst):g}; pass positive finite numbers (mask a token by a logit of -inf)"
+        )
 
 
 @torch.library.custom_op("fenchel::top", mutates_args=())

@@ -23,9 +23,13 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: flo
     check_floating("hidden", hidden, "[..., D]")
     check_floating("weight", weight, "[V, D]")
     if weight.dim() != 2 or 0 in weight.shape:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}; pass [V, D] with V, D >= 1 (a Linear layer's weight)")
+        raise ValueError(
+            f"weight: got shape {tuple(weight.shape)}; pass [V, D] with V, D >= 1 (a Linear layer's weight)"
+        )
     if hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
-        raise ValueError(f"hidden: got shape {tuple(hidden.shape)}; pass [..., D] with D = {weight.shape[1]}, as weight {tuple(weight.shape)}")
+        raise ValueError(
+            f"hidden: got shape {tuple(hidden.shape)}; pass [..., D] with D = {weight.shape[1]}, as weight {tuple(weight.shape)}"
+        )
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden: got dtype {hidden.dtype}, weight is {weight.dtype}; pass hidden.to({weight.dtype})")
     if hidden.device != weight.device:
@@ -33,7 +37,9 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: flo
     if bias is not None:
         check_floating("bias", bias, "[V]")
         if tuple(bias.shape) != (weight.shape[0],) or bias.device != weight.device:
-            raise ValueError(f"bias: got shape {tuple(bias.shape)} on {bias.device}; pass [V] = [{weight.shape[0]}] on {weight.device}")
+            raise ValueError(
+                f"bias: got shape {tuple(bias.shape)} on {bias.device}; pass [V] = [{weight.shape[0]}] on {weight.device}"
+            )
     if softcap is not None:
         check_positive("softcap", softcap)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale == 0:
@@ -64,7 +70,9 @@ def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: floa
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
-def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> None:
+def logits_into(
+    out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float
+) -> None:
     """`logits_of` written into a float32 or float64 buffer [n, V]."""
     if hidden.dtype == out.dtype:
         torch.mm(hidden, weight.T, out=out)
@@ -85,7 +93,8 @@ def logits_into(out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None
 
 def pull_logits_(grad: Tensor, capped: Tensor | None, softcap: float | None, scale: float) -> None:
     """The gradient of the logits turned, in place, into that of hidden @ weight.T + bias; capped: the logits, needed for a
-    soft-cap, overwritten."""
+    soft-cap, overwritten.
+    """
     if softcap is not None:
         assert capped is not None
         grad.mul_(capped.div_(softcap).square_().neg_().add_(1))
@@ -94,7 +103,12 @@ def pull_logits_(grad: Tensor, capped: Tensor | None, softcap: float | None, sca
 
 
 def add_gradients(
-    grad: Tensor, hidden: Tensor, weight: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    d_hidden: Tensor | None,
+    d_weight: Tensor | None,
+    d_bias: Tensor | None,
 ) -> None:
     """grad [n, V] multiplied back: d_hidden becomes grad @ weight; grad.T @ hidden and grad's column sums are added to d_weight and d_bias."""
     if d_hidden is not None:

@@ -31,7 +31,9 @@ class Head:
     def accumulators(self) -> list[Tensor | None]:
         """Zeros for the wanted gradients of hidden, weight and bias."""
         shapes = (self.hidden.shape, self.weight.shape, self.weight.shape[:1])
-        return [self.hidden.new_zeros(s, dtype=self.dtype) if w else None for s, w in zip(shapes, self.want, strict=True)]
+        return [
+            self.hidden.new_zeros(s, dtype=self.dtype) if w else None for s, w in zip(shapes, self.want, strict=True)
+        ]
 
 
 class Kernel(Protocol):
@@ -50,7 +52,9 @@ class Sparse:
     y: Tensor
     c: Tensor
 
-    def add(self, head: Head, hidden: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None) -> None:
+    def add(
+        self, head: Head, hidden: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None
+    ) -> None:
         """Multiplies back, as `projection.add_gradients`."""
         p, c = self.p.with_vals(self.p.vals * head.scale), self.c * head.scale
         if d_hidden is not None:
@@ -63,13 +67,15 @@ class Sparse:
             d_bias.index_add_(0, p.cols, p.vals).index_add_(0, self.y, -c)
 
 
-def sweep(heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int = 0) -> tuple[Tensor, list[list[Tensor | None]]]:
+def sweep(
+    heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int = 0
+) -> tuple[Tensor, list[list[Tensor | None]]]:
     """Values of all rows, and each head's gradients of sum_i c_i value_i.
 
     spare: tiles of scratch that the kernel needs beside the logits.
     """
     n = len(heads[0].hidden)
-    totals = [h.accumulators() if c is not None else [None] * 3 for h in heads]
+    totals: list[list[Tensor | None]] = [h.accumulators() if c is not None else [None] * 3 for h in heads]
     capped = sum(h.softcap is not None and c is not None for h in heads)
     itemsize = torch.finfo(heads[0].dtype).bits // 8
     step = rows_per_tile(max(len(h.weight) for h in heads), itemsize * (len(heads) + capped + spare), memory)
@@ -81,7 +87,9 @@ def sweep(heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, 
         logits = [b[: s.stop - start] for b in buffers]
         for h, z in zip(heads, logits, strict=True):
             logits_into(z, h.hidden[s], h.weight, h.bias, h.softcap, h.scale)
-        before = [z.clone() if h.softcap is not None and c is not None else None for h, z in zip(heads, logits, strict=True)]
+        before = [
+            z.clone() if h.softcap is not None and c is not None else None for h, z in zip(heads, logits, strict=True)
+        ]
         rows, sparse = kernel(logits, s, None if c is None else c[s])
         values.append(rows)
         if c is None:

@@ -57,9 +57,13 @@ def _compiled(fn: Callable[..., Any], g: Generator) -> Callable[..., Any]:
 
 @cache
 def _compiler() -> bool:
-    found = torch.cuda.is_available() or any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if c)
+    found = torch.cuda.is_available() or any(
+        shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if c
+    )
     if not found:
-        log.warning("fenchel: no C++ compiler found; the fused heads run uncompiled, several times slower (install g++ or clang++)")
+        log.warning(
+            "fenchel: no C++ compiler found; the fused heads run uncompiled, several times slower (install g++ or clang++)"
+        )
     return bool(found)
 
 

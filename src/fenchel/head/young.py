@@ -100,7 +100,9 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
 
 
-def _rows_of(z: Tensor, y: Tensor, *, q: Tensor, class_weight: Tensor | None, spec: YoungSpec, ignore_index: int) -> Tensor:
+def _rows_of(
+    z: Tensor, y: Tensor, *, q: Tensor, class_weight: Tensor | None, spec: YoungSpec, ignore_index: int
+) -> Tensor:
     inside = working_dtype(spec.generator, z.dtype)
     return young_rows(z.to(inside), y, q, class_weight, spec, ignore_index)[0].to(z.dtype)
 
@@ -110,7 +112,11 @@ def _size(y: Tensor, class_weight: Tensor | None, ignore_index: int) -> Tensor:
     if y.dim() == 2:
         return torch.tensor(float(len(y)), dtype=torch.float64, device=y.device)
     counted = y != ignore_index
-    return (counted.double() if class_weight is None else torch.where(counted, class_weight[torch.where(counted, y, 0)], 0.0)).sum()
+    return (
+        counted.double()
+        if class_weight is None
+        else torch.where(counted, class_weight[torch.where(counted, y, 0)], 0.0)
+    ).sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,19 +130,50 @@ class YoungCall:
     memory: int
     tile: Tile
 
-    def op(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None, c: Tensor | None, want: list[bool]) -> Any:
+    def op(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        q: Tensor,
+        w: Tensor | None,
+        c: Tensor | None,
+        want: list[bool],
+    ) -> Any:
         s = self.spec
-        numbers = (s.temperature, s.label_smoothing, self.ignore_index, self.softcap, self.scale, s.generator.handle, self.memory)
+        numbers = (
+            s.temperature,
+            s.label_smoothing,
+            self.ignore_index,
+            self.softcap,
+            self.scale,
+            s.generator.handle,
+            self.memory,
+        )
         return _young(hidden, weight, bias, y, q, w, c, *numbers, want)
 
 
-def run(call: YoungCall, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None, lead: torch.Size) -> Tensor:
+def run(
+    call: YoungCall,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    q: Tensor,
+    w: Tensor | None,
+    lead: torch.Size,
+) -> Tensor:
     """The reduced loss."""
     if call.spec.reduction == "none":
         rows: Tensor = PerRow.apply(call, hidden, weight, bias, y, q, w)  # pyright: ignore[reportAssignmentType]
         return rows.view(lead)
     size = _size(y, w, call.ignore_index)
-    each = torch.ones((), dtype=torch.float64, device=y.device) if call.spec.reduction == "sum" else 1 / torch.where(size > 0, size, 1.0)
+    each = (
+        torch.ones((), dtype=torch.float64, device=y.device)
+        if call.spec.reduction == "sum"
+        else 1 / torch.where(size > 0, size, 1.0)
+    )
     c = torch.where(y != call.ignore_index, each, 0.0).to(torch.promote_types(hidden.dtype, torch.float32))
     want = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in (hidden, weight, bias)]
     return Total.apply(call, want, hidden, weight, bias, y, q, w, c)[0]  # pyright: ignore[reportOptionalSubscript]
@@ -148,7 +185,9 @@ class PerRow(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(call: YoungCall, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None) -> Tensor:
+    def forward(
+        call: YoungCall, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None
+    ) -> Tensor:
         return call.op(hidden, weight, bias, y, q, w, None, [False] * 3)[0]
 
     @staticmethod
@@ -175,7 +214,15 @@ class Total(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        call: YoungCall, want: list[bool], hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None, c: Tensor
+        call: YoungCall,
+        want: list[bool],
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        y: Tensor,
+        q: Tensor,
+        w: Tensor | None,
+        c: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, *grads = call.op(hidden, weight, bias, y, q, w, c if any(want) else None, want)
         return (rows * c).sum(), *grads
@@ -223,7 +270,9 @@ def _young(
     row_c = None if c is None else (c if all_kept else c[keep])
     head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
     may_skip = softcap is None and weight.dtype == head.dtype
-    kernel = YoungKernel(by_handle(number), labels, q, class_weight, temperature, smoothing, len(part) * len(weight), may_skip)
+    kernel = YoungKernel(
+        by_handle(number), labels, q, class_weight, temperature, smoothing, len(part) * len(weight), may_skip
+    )
     rows, [grads] = sweep([head], kernel, row_c, memory)
     out = []
     for x, like in zip(grads, (hidden, weight, bias), strict=True):
@@ -236,10 +285,15 @@ def _young(
 
 
 @_young.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     c, want = rest[2], rest[-1]
     rows = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    shapes = [torch.empty_like(x) if w and x is not None and c is not None else hidden.new_empty(0) for x, w in zip((hidden, weight, bias), want, strict=True)]
+    shapes = [
+        torch.empty_like(x) if w and x is not None and c is not None else hidden.new_empty(0)
+        for x, w in zip((hidden, weight, bias), want, strict=True)
+    ]
     return rows, shapes[0], shapes[1], shapes[2]
 
 
@@ -247,12 +301,13 @@ def one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
     """A vmap rule that calls the operator once for each element of the batch."""
 
     def rule(info: Any, dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        results = [op(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, dims, strict=True))) for i in range(info.batch_size)]
+        results = [
+            op(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
         return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
 
     return rule
 
 
 _young.register_vmap(one_by_one(_young))
-
-

@@ -96,7 +96,9 @@ class YoungKernel:
             d = -r[b].to(wide)
             found.append(solved(d, self.q, self.g, self.entries))
             if c is None or deferred:
-                losses.append(self._losses(d, y[b], tile_function(value, self.g, self.entries)(d, found[-1].top, self.q)))
+                losses.append(
+                    self._losses(d, y[b], tile_function(value, self.g, self.entries)(d, found[-1].top, self.q))
+                )
             else:
                 losses.append(self._gradient(d, found[-1], y[b], c[b]))
                 r[b] = d
@@ -177,4 +179,6 @@ def _joined(parts: list[Rows]) -> Rows:
         return parts[0]
     ends = torch.tensor([0, *(int(p.row_ptr[-1]) for p in parts)]).cumsum(0)
     pointers = [parts[0].row_ptr[:1]] + [p.row_ptr[1:] + e for p, e in zip(parts, ends, strict=False)]
-    return Rows(torch.cat(pointers), torch.cat([p.cols for p in parts]), torch.cat([p.vals for p in parts]), parts[0].columns)
+    return Rows(
+        torch.cat(pointers), torch.cat([p.cols for p in parts]), torch.cat([p.vals for p in parts]), parts[0].columns
+    )

@@ -97,7 +97,9 @@ def young_spec(name: str | Generator, temperature: float, label_smoothing: float
     return YoungSpec(g, check_positive("temperature", temperature), check_smoothing(label_smoothing), reduction)
 
 
-def check_class_weight(name: str, weight: Tensor | None, v: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
+def check_class_weight(
+    name: str, weight: Tensor | None, v: int, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
     """The class weights as a constant [V] tensor."""
     if weight is None:
         return None
@@ -105,26 +107,36 @@ def check_class_weight(name: str, weight: Tensor | None, v: int, device: torch.d
     if tuple(weight.shape) != (v,):
         raise ValueError(f"{name}: got shape {tuple(weight.shape)}; pass [V] = [{v}]")
     if weight.device != device:
-        raise ValueError(f"{name}: got device {weight.device}, the logits are on {device}; pass {name}.to({str(device)!r})")
+        raise ValueError(
+            f"{name}: got device {weight.device}, the logits are on {device}; pass {name}.to({str(device)!r})"
+        )
     if weight.requires_grad:
-        raise ValueError(f"{name}: got a tensor that requires a gradient; class weights are constants: pass {name}.detach()")
+        raise ValueError(
+            f"{name}: got a tensor that requires a gradient; class weights are constants: pass {name}.detach()"
+        )
     return weight.to(dtype)
 
 
 def check_target(shape: torch.Size, target: Tensor, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, bool]:
     """The target as [N] class indices (True) or [N, V] probabilities (False)."""
     if not isinstance(target, Tensor):
-        raise TypeError(f"target: got {type(target).__name__}; pass class indices {list(shape[:-1])} or probabilities {list(shape)}")
+        raise TypeError(
+            f"target: got {type(target).__name__}; pass class indices {list(shape[:-1])} or probabilities {list(shape)}"
+        )
     if target.is_floating_point():
         if target.shape != shape:
-            raise ValueError(f"target: got probabilities of shape {tuple(target.shape)}; pass {list(shape)}, as the logits")
+            raise ValueError(
+                f"target: got probabilities of shape {tuple(target.shape)}; pass {list(shape)}, as the logits"
+            )
         if ignore_index >= 0:
             raise ValueError(f"ignore_index: got {ignore_index} with probability targets; it needs class indices")
         return target.reshape(-1, shape[-1]).to(dtype), False
     if target.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"target: got dtype {target.dtype}; pass int64 class indices or floating probabilities")
     if target.shape != shape[:-1]:
-        raise ValueError(f"target: got class indices of shape {tuple(target.shape)}; pass {list(shape[:-1])} for logits {list(shape)}")
+        raise ValueError(
+            f"target: got class indices of shape {tuple(target.shape)}; pass {list(shape[:-1])} for logits {list(shape)}"
+        )
     return target.reshape(-1).long(), True
 
 
@@ -149,7 +161,11 @@ def young_rows(
     rows = t * rows if mass is None else t * rows * mass
     if counted is None:
         return rows, rows.new_full((), len(rows))
-    norm = counted.to(rows.dtype) if class_weight is None else torch.where(counted, class_weight[torch.where(counted, y, 0)], 0.0)
+    norm = (
+        counted.to(rows.dtype)
+        if class_weight is None
+        else torch.where(counted, class_weight[torch.where(counted, y, 0)], 0.0)
+    )
     return torch.where(counted, rows, 0.0), norm.sum()
 
 
@@ -197,7 +213,9 @@ def reduce(rows: Tensor, size: Tensor, reduction: str, shape: torch.Size) -> Ten
 def _check_labels(y: Tensor, v: int, ignore_index: int) -> Tensor:
     wrong = (y != ignore_index) & ((y < 0) | (y >= v))
     if bool(wrong.any()):
-        raise ValueError(f"target: got class {int(y[wrong][0])}; pass classes in [0, {v}), or ignore_index = {ignore_index} to leave a row out")
+        raise ValueError(
+            f"target: got class {int(y[wrong][0])}; pass classes in [0, {v}), or ignore_index = {ignore_index} to leave a row out"
+        )
     return torch.zeros((), device=y.device)
 
 
@@ -205,7 +223,11 @@ def _check_labels(y: Tensor, v: int, ignore_index: int) -> Tensor:
 def _check_probabilities(y: Tensor) -> Tensor:
     if bool((y < 0).any()) or not bool(((y.sum(-1) - 1).abs() < 1e-3).all()):
         off = y.sum(-1)[((y.sum(-1) - 1).abs() >= 1e-3)]
-        got = f"a row that sums to {float(off.flatten()[0]):.6g}" if len(off.flatten()) else f"an entry {float(y.min()):.6g}"
+        got = (
+            f"a row that sums to {float(off.flatten()[0]):.6g}"
+            if len(off.flatten())
+            else f"an entry {float(y.min()):.6g}"
+        )
         raise ValueError(f"target: got {got}; pass probabilities: non-negative rows that sum to one")
     return torch.zeros((), device=y.device)
 
