@@ -92,9 +92,7 @@ def logits_into(
 
 
 def pull_logits_(grad: Tensor, capped: Tensor | None, softcap: float | None, scale: float) -> None:
-    """The gradient of the logits turned, in place, into that of hidden @ weight.T + bias; capped: the logits, needed for a
-    soft-cap, overwritten.
-    """
+    """The gradient of the logits turned in place into that of hidden @ weight.T + bias. capped: the logits, for a soft-cap; overwritten."""
     if softcap is not None:
         assert capped is not None
         grad.mul_(capped.div_(softcap).square_().neg_().add_(1))

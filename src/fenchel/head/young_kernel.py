@@ -43,6 +43,7 @@ class YoungKernel:
     may_skip: bool
 
     def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
+        """Losses of a tile's rows, and with c the gradient: in place of the logits, or sparse."""
         z, y = logits[0], self.y[rows]
         if self.temperature != 1:
             z /= self.temperature
