@@ -1,0 +1,95 @@
+"""Heads as functions with derivatives: values and gradients from a fast opaque operator, second derivatives from the generic head.
+
+Tensors come in one order everywhere: for each head its hidden states, weight and bias, then what belongs to rows (labels, a mask).
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .rows import Call, RowsGrad
+
+__all__ = ["PerRow", "Total"]
+
+
+class Fast(Protocol):
+    """One call of a head."""
+
+    @property
+    def tile(self) -> Call:
+        """The same rows, for the generic head."""
+        ...
+
+    @property
+    def free(self) -> int:
+        """How many of the tensors have gradients: the first ones."""
+        ...
+
+    def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> tuple[Tensor, ...]:
+        """The rows; given c, of their shape, also the wanted gradients of sum(c rows), anything for the others."""
+        ...
+
+
+def _opaque(call: Fast, tensors: tuple[Tensor | None, ...], c: Tensor, want: list[bool]) -> list[Tensor | None]:
+    _, *grads = call.op(tensors, c, want)
+    return [g if wanted else None for g, wanted in zip(grads, want, strict=True)]
+
+
+def _differentiable(call: Fast, tensors: tuple[Tensor | None, ...], c: Tensor) -> tuple[Tensor | None, ...]:
+    return RowsGrad.apply(call.tile, c, *tensors)[: call.free]  # pyright: ignore[reportOptionalSubscript]
+
+
+def _second() -> bool:
+    """Whether this backward pass may be differentiated itself."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class PerRow(torch.autograd.Function):
+    """The rows; the backward pass recomputes each tile with the upstream gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call: Fast, *tensors: Tensor | None) -> Tensor:
+        return call.op(tensors, None, [False] * call.free)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.call, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, ...]:
+        call, tensors = ctx.call, ctx.saved_tensors
+        want = [bool(x) for x in ctx.needs_input_grad[1 : 1 + call.free]]
+        grads = _differentiable(call, tensors, c) if _second() else _opaque(call, tensors, c, want)
+        return (None, *grads, *[None] * (len(tensors) - call.free))
+
+
+class Total(torch.autograd.Function):
+    """sum(c rows), its gradients made in the forward pass; a differentiated backward pass recomputes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call: Fast, want: list[bool], c: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        rows, *grads = call.op(tensors, c if any(want) else None, want)
+        return (rows * c).sum(), *grads
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call, ctx.want, *tensors = inputs
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        call = ctx.call
+        c, *tensors = ctx.saved_tensors[: -call.free]
+        if _second() or not any(ctx.want):
+            grads = _differentiable(call, tuple(tensors), g * c)
+        else:
+            made = ctx.saved_tensors[-call.free :]
+            grads = [x * g.to(x.dtype) if used else None for x, used in zip(made, ctx.want, strict=True)]
+        return (None, None, None, *grads, *[None] * (len(tensors) - call.free))

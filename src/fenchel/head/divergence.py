@@ -1,0 +1,306 @@
+"""The divergence between the distributions of two heads, neither head's logits stored: distillation.
+
+A tile holds both heads' logits of some rows; the kernel turns the student's, the teacher's or both in place into the gradient. With a mean or a sum the
+gradients are made in the forward pass: four products where only the student has any. Otherwise, and for second derivatives, tiles are recomputed.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_positive, check_reduction
+from ..generators import Generator, by_handle
+from ..generators import generator as named
+from ..terms import check_skew, row_divergence, scalars, skewed, terms, through_softmax
+from .derived import PerRow, Total
+from .projection import MEMORY, check_head, logits_of, rows_per_tile
+from .rows import slices_of
+from .sweep import Head, sweep
+from .tiles import tile_function
+from .young import autocast, one_by_one
+
+__all__ = ["linear_divergence"]
+
+OneHead = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]
+
+
+def linear_divergence(
+    p: OneHead,
+    q: OneHead,
+    generator: str | Generator = "kl",
+    *,
+    temperature: float = 1.0,
+    softcap: float | None | tuple[float | None, float | None] = None,
+    scale: float | tuple[float, float] = 1.0,
+    mask: Tensor | None = None,
+    skew: float = 0.0,
+    vocabulary: int | None = None,
+    reduction: str = "none",
+    memory: int = MEMORY,
+) -> Tensor:
+    """D_f(p || skew p + (1 - skew) q) of p, q = softmax(z / T), z = cap(scale (hidden @ weight.T + bias)) never stored.
+
+    Args:
+        p, q: (hidden [..., D], weight [V, D]) or (hidden, weight, bias [V]); p first. To distil a teacher t into a student s, "forward KL" is
+            `linear_divergence(t, s)` and "reverse KL" `linear_divergence(s, t)` or `linear_divergence(t, s, "reverse_kl")`. The two widths D may
+            differ. Whatever requires a gradient receives it; detach the teacher's tensors where they should not.
+        generator: a name or a Generator; all have a divergence, as in `fenchel.divergence`.
+        temperature: T > 0, divides both heads' logits. No factor T^2 is applied.
+        softcap, scale: cap(x) = softcap tanh(x / softcap), and a factor on the logits; one value for both heads, or a pair (p's, q's).
+        mask: bool [...], the rows that count. The others are dropped before the first product, give 0 and have no gradient.
+        skew: the weight of p in the mixture, in [0, 1); as in `fenchel.skew_divergence`.
+        vocabulary: compare the first K rows of both weights, for models whose vocabularies are padded differently. Nothing is padded in silence:
+            different V without it raise.
+        reduction: "none" ([...]), "sum", or "mean" over the rows that count; 0, differentiable, if none does.
+        memory: bytes that a tile of both heads' logits may take.
+
+    Returns:
+        [...] or a scalar, float32 at least; >= 0. Any upstream gradient is right; "mean" and "sum" make their gradients in the forward pass.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit, vocabularies that differ, an unknown generator.
+
+    Example:
+        >>> teacher, student = (torch.randn(6, 16), torch.randn(50, 16)), (torch.randn(6, 8), torch.randn(50, 8))
+        >>> from fenchel import divergence
+        >>> want = divergence(teacher[0] @ teacher[1].T, student[0] @ student[1].T, "js")
+        >>> torch.allclose(linear_divergence(teacher, student, "js"), want, atol=1e-5)
+        True
+
+    Source: as `fenchel.divergence`; DistiLLM, arXiv 2402.03898, for the skew.
+    """
+    g = named(generator)
+    temperature, skew = check_positive("temperature", temperature), check_skew(skew)
+    check_reduction(reduction)
+    caps, scales = _pair("softcap", softcap), _pair("scale", scale)
+    heads = [_checked(name, head, cap, s) for name, head, cap, s in zip("pq", (p, q), caps, scales, strict=True)]
+    lead = heads[0][0].shape[:-1]
+    if heads[1][0].shape[:-1] != lead:
+        raise ValueError(f"q: got hidden states {list(heads[1][0].shape[:-1])}, p has {list(lead)}; pass the same rows to both heads")
+    if heads[0][0].device != heads[1][0].device:
+        raise ValueError(f"q: got device {heads[1][0].device}, p is on {heads[0][0].device}; move one of them")
+    heads = _common(heads, vocabulary)
+    counted = _check_mask(mask, lead, heads[0][0].device)
+    flat = [x for h, w, b in heads for x in (h.reshape(-1, h.shape[-1]), w, b)]
+    tile = PairTile(g, skew, temperature, caps, scales, rows_per_tile(len(heads[0][1]), 32, memory))
+    call = DivergenceCall(g, skew, temperature, caps, scales, memory, tile)
+    if reduction == "none":
+        rows: Tensor = PerRow.apply(call, *flat, counted)  # pyright: ignore[reportAssignmentType]
+        return rows.view(lead)
+    size = counted.sum().clamp_min(1) if reduction == "mean" else counted.new_ones((), dtype=torch.int64)
+    c = (counted / size.double()).to(_wide(flat[0], flat[3]))
+    want = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in flat]
+    return Total.apply(call, want, c, *flat, counted)[0]  # pyright: ignore[reportOptionalSubscript]
+
+
+def _pair(name: str, x: Any) -> tuple[Any, Any]:
+    if isinstance(x, (tuple, list)):
+        if len(x) != 2:
+            raise ValueError(f"{name}: got {len(x)} values; pass one for both heads, or a pair (p's, q's)")
+        return x[0], x[1]
+    return x, x
+
+
+def _checked(name: str, head: Any, softcap: float | None, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    if not isinstance(head, (tuple, list)) or len(head) not in (2, 3):
+        got = f"{len(head)} entries" if isinstance(head, (tuple, list)) else type(head).__name__
+        raise TypeError(f"{name}: got {got}; pass (hidden, weight) or (hidden, weight, bias)")
+    hidden, weight, bias = autocast(*head, *[None] * (3 - len(head)))
+    try:
+        check_head(hidden, weight, bias, softcap, scale)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+    return hidden, weight, bias
+
+
+def _common(heads: list[Any], vocabulary: int | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Both heads over the same columns."""
+    sizes = [len(w) for _, w, _ in heads]
+    if vocabulary is None:
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"q: got a weight with V = {sizes[1]}, p has {sizes[0]}; if they differ in padding alone, pass vocabulary = the number of real tokens"
+            )
+        return heads
+    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 1 <= vocabulary <= min(sizes):
+        raise ValueError(f"vocabulary: got {vocabulary!r} for heads of V = {sizes[0]} and {sizes[1]}; pass 1 to {min(sizes)}")
+    return [(h, w[:vocabulary], None if b is None else b[:vocabulary]) for h, w, b in heads]
+
+
+def _check_mask(mask: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor:
+    """The rows that count, bool [N]."""
+    if mask is None:
+        return torch.ones(lead.numel(), dtype=torch.bool, device=device)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"mask: got {mask.dtype if isinstance(mask, Tensor) else type(mask).__name__}; pass bool {list(lead)}, True where a row counts")
+    if mask.shape != lead or mask.device != device:
+        raise ValueError(f"mask: got shape {list(mask.shape)} on {mask.device}; pass {list(lead)} on {device}")
+    return mask.reshape(-1)
+
+
+def _wide(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for x in tensors:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+@dataclass(frozen=True, eq=False)
+class PairTile:
+    """The divergence of some rows, differentiable: for the generic head."""
+
+    g: Generator
+    skew: float
+    temperature: float
+    caps: tuple[float | None, float | None]
+    scales: tuple[float, float]
+    rows: int
+    shared = (1, 2, 4, 5)
+
+    def __call__(self, hp: Tensor, wp: Tensor, bp: Tensor | None, hq: Tensor, wq: Tensor, bq: Tensor | None, counted: Tensor) -> Tensor:
+        logs = []
+        for h, w, b, cap, scale in zip((hp, hq), (wp, wq), (bp, bq), self.caps, self.scales, strict=True):
+            z = logits_of(torch.where(counted.unsqueeze(1), h, 0.0), w, b, cap, scale).to(_wide(hp, hq))
+            logs.append(torch.log_softmax(z if self.temperature == 1 else z / self.temperature, 1))
+        return torch.where(counted, terms(logs[0], logs[1], self.g, self.skew).sum(1), 0.0)
+
+    def slices(self, n: int) -> list[slice]:
+        return slices_of(n, self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class DivergenceCall:
+    """The arguments of one call that are no tensors."""
+
+    g: Generator
+    skew: float
+    temperature: float
+    caps: tuple[float | None, float | None]
+    scales: tuple[float, float]
+    memory: int
+    tile: PairTile
+    free = 6
+
+    def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> Any:
+        numbers = (self.g.handle, self.skew, self.temperature, *self.caps, *map(float, self.scales), self.memory)
+        return _divergence(*tensors, c, *numbers, want)  # pyright: ignore[reportArgumentType]
+
+
+@torch.library.custom_op("fenchel::divergence", mutates_args=())
+def _divergence(
+    hp: Tensor,
+    wp: Tensor,
+    bp: Tensor | None,
+    hq: Tensor,
+    wq: Tensor,
+    bq: Tensor | None,
+    counted: Tensor,
+    c: Tensor | None,
+    number: int,
+    skew: float,
+    temperature: float,
+    cap_p: float | None,
+    cap_q: float | None,
+    scale_p: float,
+    scale_q: float,
+    memory: int,
+    want: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Per-row divergences, and the wanted gradients of sum_i c_i D_i (empty tensors for the others)."""
+    keep = counted.nonzero().squeeze(1)
+    dtype = _wide(hp, hq)
+    heads = [
+        Head(hp[keep], wp, bp, cap_p, scale_p, (want[0], want[1], want[2])),
+        Head(hq[keep], wq, bq, cap_q, scale_q, (want[3], want[4], want[5])),
+    ]
+    kernel = DivergenceKernel(_skewed(by_handle(number), skew), temperature, (any(want[:3]), any(want[3:])), dtype, len(keep) * len(wp))
+    part, totals = sweep(heads, kernel, None if c is None else c[keep].to(dtype), memory, kernel.spare)
+    rows = torch.zeros(len(counted), dtype=dtype, device=hp.device).index_copy_(0, keep, part.to(dtype))
+    out = []
+    for i, (x, like) in enumerate(zip(totals[0] + totals[1], (hp, wp, bp, hq, wq, bq), strict=True)):
+        if x is None or like is None:
+            out.append(hp.new_empty(0))
+        else:
+            out.append(torch.zeros_like(like).index_copy_(0, keep, x.to(like.dtype)) if i % 3 == 0 else x.to(like.dtype))
+    return rows, out[0], out[1], out[2], out[3], out[4], out[5]
+
+
+@_divergence.register_fake
+def _(hp: Tensor, wp: Tensor, bp: Tensor | None, hq: Tensor, wq: Tensor, bq: Tensor | None, counted: Tensor, c: Tensor | None, *rest: Any) -> Any:
+    rows = hp.new_empty(len(counted), dtype=_wide(hp, hq))
+    like = zip((hp, wp, bp, hq, wq, bq), rest[-1], strict=True)
+    return rows, *(torch.empty_like(x) if w and x is not None and c is not None else hp.new_empty(0) for x, w in like)
+
+
+_divergence.register_vmap(one_by_one(_divergence))
+
+
+@lru_cache(maxsize=64)
+def _skewed(g: Generator, skew: float) -> Generator:
+    # one object for all calls: what is compiled for it is found by it
+    return skewed(g, skew)
+
+
+@dataclass(frozen=True)
+class DivergenceKernel:
+    """Tiles of two heads' logits to the divergences and, in place, to the gradient."""
+
+    g: Generator
+    temperature: float
+    needed: tuple[bool, bool]
+    dtype: torch.dtype
+    entries: int
+
+    @property
+    def spare(self) -> int:
+        """Tiles of scratch: what the row function makes where no compiler fuses it."""
+        return 12
+
+    def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, None]:
+        for z in logits:
+            if self.temperature != 1:
+                z /= self.temperature
+        if c is None:
+            return tile_function(_value, scalars(self.g), self.entries)(*logits), None  # pyright: ignore[reportArgumentType]
+        fn = {(True, False): _of_p_, (False, True): _of_q_, (True, True): _of_both_}[self.needed]
+        c = (c / self.temperature).to(self.dtype).unsqueeze(1)
+        return tile_function(fn, scalars(self.g), self.entries)(*logits, c), None  # pyright: ignore[reportArgumentType]
+
+
+def _logs(zp: Tensor, zq: Tensor) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(zp.dtype, zq.dtype)
+    return torch.log_softmax(zp.to(wide), 1), torch.log_softmax(zq.to(wide), 1)
+
+
+def _value(zp: Tensor, zq: Tensor, f: Any) -> Tensor:
+    return row_divergence(*_logs(zp, zq), f, grad_p=False, grad_q=False)[0]
+
+
+def _of_p_(zp: Tensor, zq: Tensor, c: Tensor, f: Any) -> Tensor:
+    """The divergences; zp becomes c times their gradient."""
+    log_p, log_q = _logs(zp, zq)
+    rows, d_p, _ = row_divergence(log_p, log_q, f, grad_q=False)
+    assert d_p is not None
+    zp.copy_(c * through_softmax(d_p, log_p))
+    return rows
+
+
+def _of_q_(zp: Tensor, zq: Tensor, c: Tensor, f: Any) -> Tensor:
+    log_p, log_q = _logs(zp, zq)
+    rows, _, d_q = row_divergence(log_p, log_q, f, grad_p=False)
+    assert d_q is not None
+    zq.copy_(c * through_softmax(d_q, log_q))
+    return rows
+
+
+def _of_both_(zp: Tensor, zq: Tensor, c: Tensor, f: Any) -> Tensor:
+    log_p, log_q = _logs(zp, zq)
+    rows, d_p, d_q = row_divergence(log_p, log_q, f)
+    assert d_p is not None
+    assert d_q is not None
+    zp.copy_(c * through_softmax(d_p, log_p))
+    zq.copy_(c * through_softmax(d_q, log_q))
+    return rows

@@ -1,0 +1,215 @@
+"""What language-model post-training asks of a head: the log-probability of each token, the entropy and the log-partition, the logits never stored."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_positive
+from ..losses.fenchel_young import check_target
+from .derived import PerRow
+from .projection import MEMORY, check_head, rows_per_tile
+from .rows import Tile
+from .sweep import Head, sweep
+from .tiles import tile_function
+from .young import autocast, one_by_one
+
+__all__ = ["LogProbabilities", "linear_logp"]
+
+# log 0, but finite: 0 * FAR is 0
+FAR = 1e30
+
+
+@dataclass(frozen=True, eq=False)
+class LogProbabilities:
+    """What `linear_logp` returns; each is [...], float32 at least, and 0 at ignored positions.
+
+    Attributes:
+        logp: log p_target.
+        entropy: -sum_j p_j log p_j, in nats.
+        logsumexp: log sum_j exp(z_j / T), of the logits that the softmax is taken of.
+
+    Example:
+        >>> linear_logp(torch.zeros(1, 2), torch.zeros(4, 2), torch.tensor([3])).entropy    # log 4
+        tensor([1.3863])
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    logsumexp: Tensor
+
+
+def linear_logp(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    temperature: float = 1.0,
+    ignore_index: int = -100,
+    memory: int = MEMORY,
+) -> LogProbabilities:
+    """log p_target, entropy and logsumexp of p = softmax(z / T), z = cap(scale (hidden @ weight.T + bias)) never stored.
+
+    One product makes all three. Any gradient may arrive at any of them, twice over: the backward pass recomputes.
+
+    Args:
+        hidden: [..., D]; float16 and bfloat16 are accumulated in float32.
+        weight: [V, D], the output embedding; may be tied.
+        target: class indices [...].
+        bias: [V]; -inf takes a class out of the vocabulary.
+        softcap: cap(x) = softcap tanh(x / softcap).
+        scale: a factor on the logits.
+        temperature: T > 0, the sampling temperature: all three results are those of the tempered distribution.
+        ignore_index: positions with this class give 0 and no gradient, and are dropped before the first product.
+        memory: bytes that a tile of logits may take.
+
+    Returns:
+        `LogProbabilities`, each [...].
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit, a class outside [0, V).
+
+    Example:
+        >>> hidden, weight = torch.randn(3, 8), torch.randn(50, 8)
+        >>> out = linear_logp(hidden, weight, torch.tensor([4, 9, -100]))
+        >>> want = torch.log_softmax(hidden @ weight.T, -1)
+        >>> torch.allclose(out.logp[:2], torch.stack([want[0, 4], want[1, 9]]), atol=1e-5), float(out.logp[2])
+        (True, 0.0)
+
+    Source: as TRL's and verl's fused log-probabilities; the entropy's gradient is -p (log p + H).
+    """
+    temperature = check_positive("temperature", temperature)
+    hidden, weight, bias = autocast(hidden, weight, bias)
+    lead = check_head(hidden, weight, bias, softcap, scale)
+    y, indices = check_target(torch.Size((*lead, len(weight))), target, ignore_index, hidden.dtype)
+    if not indices:
+        raise TypeError(f"target: got dtype {target.dtype}; pass class indices {list(lead)} (int64)")
+    tile = Tile(_Rows(temperature, ignore_index), softcap, float(scale), rows_per_tile(len(weight), 16, memory))
+    call = LogpCall(temperature, ignore_index, softcap, float(scale), memory, tile)
+    out: Tensor = PerRow.apply(call, hidden.reshape(-1, hidden.shape[-1]), weight, bias, y)  # pyright: ignore[reportAssignmentType]
+    logp, entropy, lse = out.unbind(1)
+    return LogProbabilities(logp.view(lead), entropy.view(lead), lse.view(lead))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The three results of rows of logits, differentiable: for the generic head."""
+
+    temperature: float
+    ignore_index: int
+
+    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+        counted = (y != self.ignore_index).unsqueeze(1)
+        z = torch.where(counted, z if self.temperature == 1 else z / self.temperature, 0.0)
+        log_p = torch.log_softmax(z, 1)
+        own = log_p.gather(1, torch.where(counted, y.unsqueeze(1), 0)).squeeze(1)
+        entropy = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(1)
+        return torch.where(counted, torch.stack((own, entropy, torch.logsumexp(z, 1)), 1), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class LogpCall:
+    """The arguments of one call that are no tensors."""
+
+    temperature: float
+    ignore_index: int
+    softcap: float | None
+    scale: float
+    memory: int
+    tile: Tile
+    free = 3
+
+    def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> Any:
+        return _logp(*tensors, c, self.temperature, self.ignore_index, self.softcap, self.scale, self.memory, want)  # pyright: ignore[reportArgumentType]
+
+
+@torch.library.custom_op("fenchel::logp", mutates_args=())
+def _logp(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    c: Tensor | None,
+    temperature: float,
+    ignore_index: int,
+    softcap: float | None,
+    scale: float,
+    memory: int,
+    want: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """[N, 3]: log-probability, entropy and logsumexp; and the wanted gradients of sum(c rows), c [N, 3] (empty tensors for the others)."""
+    torch.ops.fenchel.check_labels(y, len(weight), ignore_index)
+    keep = (y != ignore_index).nonzero().squeeze(1)
+    head = Head(hidden[keep], weight, bias, softcap, scale, (want[0], want[1], want[2]))
+    kernel = LogpKernel(y[keep], temperature, len(keep) * len(weight))
+    part, [grads] = sweep([head], kernel, None if c is None else c[keep].to(head.dtype), memory, kernel.spare)
+    rows = torch.zeros(len(y), 3, dtype=head.dtype, device=y.device)
+    if len(keep):
+        rows.index_copy_(0, keep, part)
+    out = [hidden.new_empty(0) if x is None or like is None else x.to(like.dtype) for x, like in zip(grads, (hidden, weight, bias), strict=True)]
+    if want[0] and c is not None:
+        out[0] = torch.zeros_like(hidden).index_copy_(0, keep, out[0])
+    return rows, out[0], out[1], out[2]
+
+
+@_logp.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, c: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = hidden.new_empty(len(hidden), 3, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    like = zip((hidden, weight, bias), rest[-1], strict=True)
+    grads = [torch.empty_like(x) if w and x is not None and c is not None else hidden.new_empty(0) for x, w in like]
+    return rows, grads[0], grads[1], grads[2]
+
+
+_logp.register_vmap(one_by_one(_logp))
+
+
+@dataclass(frozen=True)
+class LogpKernel:
+    """A tile of logits to the three results and, in place, to their gradient.
+
+    d/dz of (logp, H, lse): onehot - p, -p (log p + H) and p.
+    """
+
+    y: Tensor
+    temperature: float
+    entries: int
+    spare = 1
+
+    def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, None]:
+        z, y = logits[0], self.y[rows].unsqueeze(1)
+        if self.temperature != 1:
+            z /= self.temperature
+        own = z.gather(1, y)
+        if c is None:
+            best, spread, entropy = tile_function(_values, None, self.entries)(z)
+        else:
+            c = c / self.temperature
+            best, spread, entropy = tile_function(_gradient_, None, self.entries)(z, c)
+            z.scatter_add_(1, y, c[:, :1])
+        return torch.cat(((own - best) - spread, entropy, best + spread), 1), None
+
+
+def _values(z: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest logit, logsumexp less it, and the entropy, each [n, 1]."""
+    _p, _log_p, best, spread, entropy = _softmax(z)
+    return best, spread, entropy
+
+
+def _gradient_(z: Tensor, c: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+    """`_values`; z becomes p (c_lse - c_logp - c_H (log p + H))."""
+    p, log_p, best, spread, entropy = _softmax(z)
+    own, of_entropy, of_lse = (x.unsqueeze(1) for x in c.unbind(1))
+    z.copy_(p * (of_lse - own - of_entropy * (log_p + entropy)))
+    return best, spread, entropy
+
+
+def _softmax(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    best = z.amax(1, keepdim=True)
+    spread = torch.log(torch.exp(z - best).sum(1, keepdim=True))
+    log_p = (z - best - spread).clamp_min(-FAR)
+    p = log_p.exp()
+    return p, log_p, best, spread, -(p * log_p).sum(1, keepdim=True)
