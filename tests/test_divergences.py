@@ -130,7 +130,7 @@ def test_value_and_gradients_equal_the_definition(name, scale):
 
 
 @names
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
 def test_float32_is_as_good_as_its_logarithms(name, scale):
     p, q = rows(scale, n=8, v=50, dtype=torch.float32)
     wide = (p.double(), q.double())

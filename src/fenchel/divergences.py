@@ -6,6 +6,7 @@ Laws (tested): D >= 0, and 0 at p = q; D_f°(q||p) = D_f(p||q) with f°(u) = u f
 D; D is jointly convex in (p, q); a class that both rows mask (-inf) does not count.
 
 Everything is float32 inside (float64 for float64 inputs), whatever `Generator.double` asks of the operator.
+Derivatives are exact to the second order everywhere and to any order where p != q.
 
 torch.compile: kl, js and every other name without a parameter, and skews of them; make a generator with a parameter
 outside the compiled function, together with its adjoint (`g = generator("alpha:1.5"); g.adjoint`), and pass g.
@@ -46,8 +47,8 @@ def divergence(
         dim: the vocabulary's dimension.
 
     Returns:
-        [...], the shape without `dim`, in the (promoted) dtype of the inputs. Gradients flow to both arguments, any
-        number of times. +inf where it is infinite (for KL: a class with p > 0 that q excludes); the gradient of such
+        [...], the shape without `dim`, in the (promoted) dtype of the inputs. Gradients flow to both arguments.
+        +inf where it is infinite (for KL: a class with p > 0 that q excludes); the gradient of such
         a row is not defined, and may be NaN. A row with NaN, +inf or only -inf logits is NaN.
 
     Raises:

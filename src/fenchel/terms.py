@@ -13,6 +13,7 @@ KL, Neyman, ...) is it the larger one's.
 
 import math
 import weakref
+from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 from .generators import INF, Generator, Scalar
 from .generators import generator as named
 
-__all__ = ["row_divergence", "skewed", "terms", "through_softmax"]
+__all__ = ["Scalars", "row_divergence", "scalars", "skewed", "terms", "through_softmax"]
 
 # log 0, but finite: 0 * FAR is 0 and FAR - FAR is 0. No log-probability of finite logits comes near it.
 FAR = 1e30
@@ -52,7 +53,7 @@ def skewed(generator: str | Generator, skew: float) -> Generator:
         name=f"skew:{w:g} {g.name}",
         formula=f"m f(u/m),  m = {w:g} u + {1 - w:g},  f = {g.formula}",
         of_log_ratio=partial(_skew_below, f=g.of_log_ratio, w=w),
-        link=lambda t: _skew_below_slope(t, g, w),
+        link=partial(_skew_below_slope, f=g.of_log_ratio, slope=_slope_of(g), w=w),
         unlink=None,
         spread=None,
         dual=None,
@@ -65,17 +66,18 @@ def skewed(generator: str | Generator, skew: float) -> Generator:
 
 def _skewed_adjoint(g: Generator, w: float) -> Generator:
     f = g.adjoint
+    slope = _slope_of(f)
     at_zero = torch.tensor(math.log(w), dtype=torch.float64)
     return Generator(
         name=f"adjoint of skew:{w:g} {g.name}",
         formula=f"f({w:g} + {1 - w:g} u),  f = {f.formula}",
         of_log_ratio=partial(_skew_above, f=f.of_log_ratio, w=w),
-        link=lambda t: (1 - w) * f.slope(_log_mix(t, 1 - w)),
+        link=partial(_skew_above_slope, slope=slope, w=w),
         unlink=None,
         spread=None,
         dual=None,
         f0=float(f.of_log_ratio(at_zero)),
-        df0=(1 - w) * float(f.slope(at_zero)),
+        df0=(1 - w) * float(slope(at_zero)),
         adjoint_of=lambda: skewed(g, w),
         source="Lee 2001; Ko et al., arXiv 2402.03898 (DistiLLM)",
     )
@@ -86,13 +88,26 @@ def _skew_below(t: Tensor, f: Scalar, w: float) -> Tensor:
     return torch.exp(mix) * f(t - mix)
 
 
-def _skew_below_slope(t: Tensor, g: Generator, w: float) -> Tensor:
+def _skew_below_slope(t: Tensor, f: Scalar, slope: Scalar, w: float) -> Tensor:
     mix = _log_mix(t, w)
-    return w * g.of_log_ratio(t - mix) + (1 - w) * torch.exp(-mix) * g.slope(t - mix)
+    return w * f(t - mix) + (1 - w) * torch.exp(-mix) * slope(t - mix)
 
 
 def _skew_above(t: Tensor, f: Scalar, w: float) -> Tensor:
     return f(_log_mix(t, 1 - w))
+
+
+def _skew_above_slope(t: Tensor, slope: Scalar, w: float) -> Tensor:
+    return (1 - w) * slope(_log_mix(t, 1 - w))
+
+
+def _slope_of(g: Generator) -> Scalar:
+    """`g.slope`, its constant computed: a compiler cannot follow that."""
+    return partial(_shifted, link=g.link, by=g.link_at(1.0))
+
+
+def _shifted(t: Tensor, link: Scalar, by: float) -> Tensor:
+    return link(t) - by
 
 
 def _log_mix(t: Tensor, w: float) -> Tensor:
@@ -101,8 +116,27 @@ def _log_mix(t: Tensor, w: float) -> Tensor:
     return torch.where(t > -1, near, torch.log(w * torch.exp(t) + (1 - w)))
 
 
+@dataclass(frozen=True)
+class Scalars:
+    """The functions of a log-ratio t <= 0 that a generator's terms are made of, and what is known of them.
+
+    Attributes:
+        below, above: f and f° (one object if they are the same).
+        below_slope, above_slope: f' and f°'.
+        infinite: whether f(0) and f°(0) are.
+        vanish: whether u f'(u) and u f°'(u) do, as u -> 0.
+    """
+
+    below: Scalar
+    above: Scalar
+    below_slope: Scalar
+    above_slope: Scalar
+    infinite: tuple[bool, bool]
+    vanish: tuple[bool, bool]
+
+
 def terms(log_p: Tensor, log_q: Tensor, g: Generator, skew: float = 0.0) -> Tensor:
-    """q f(p/q), or its skewed form, elementwise; >= 0, and differentiable to any order in both log-probabilities."""
+    """q f(p/q), or its skewed form, elementwise; >= 0, and differentiable in both log-probabilities."""
     if torch.compiler.is_compiling():
         # no Generator is made here: a compiler cannot follow it
         below, above, infinite = g.of_log_ratio, g.adjoint.of_log_ratio, (g.f0 == INF, g.adjoint.f0 == INF)
@@ -115,7 +149,7 @@ def terms(log_p: Tensor, log_q: Tensor, g: Generator, skew: float = 0.0) -> Tens
 
 
 def row_divergence(
-    log_p: Tensor, log_q: Tensor, g: Generator, *, grad_p: bool = True, grad_q: bool = True
+    log_p: Tensor, log_q: Tensor, g: "Generator | Scalars", *, grad_p: bool = True, grad_q: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """D_f(p||q) [...], and its derivatives in log p and in log q [..., V], None where not asked for.
 
@@ -123,8 +157,10 @@ def row_divergence(
 
     Args:
         log_p, log_q: [..., V] float32 or float64 log-probabilities.
+        g: the generator; inside torch.compile, its `scalars`.
     """
-    term, d_p, d_q = _derivatives(log_p, log_q, g, grad_p, grad_q)
+    f = g if isinstance(g, Scalars) else scalars(g)
+    term, d_p, d_q = _derivatives(log_p, log_q, f, grad_p, grad_q)
     return term.sum(-1), d_p, d_q
 
 
@@ -138,7 +174,8 @@ class _Terms(torch.autograd.Function):
 
     @staticmethod
     def forward(log_p: Tensor, log_q: Tensor, g: Generator) -> Tensor:
-        return _value(log_p, log_q, *_scalars(g))[0]
+        f = scalars(g)
+        return _value(log_p, log_q, f.below, f.above, f.infinite)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Generator], output: Tensor) -> None:
@@ -150,13 +187,13 @@ class _Terms(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         log_p, log_q = ctx.saved_tensors
         need_p, need_q, _ = ctx.needs_input_grad
-        _, d_p, d_q = _derivatives(log_p, log_q, ctx.g, need_p, need_q)
+        _, d_p, d_q = _derivatives(log_p, log_q, scalars(ctx.g), need_p, need_q)
         return None if d_p is None else grad * d_p, None if d_q is None else grad * d_q, None
 
     @staticmethod
     def jvp(ctx: Any, dlog_p: Tensor | None, dlog_q: Tensor | None, dg: None) -> Tensor:
         log_p, log_q = ctx.saved_tensors
-        _, d_p, d_q = _derivatives(log_p, log_q, ctx.g, dlog_p is not None, dlog_q is not None)
+        _, d_p, d_q = _derivatives(log_p, log_q, scalars(ctx.g), dlog_p is not None, dlog_q is not None)
         parts = [d * moved for d, moved in ((d_p, dlog_p), (d_q, dlog_q)) if d is not None and moved is not None]
         return sum(parts[1:], parts[0])
 
@@ -164,85 +201,88 @@ class _Terms(torch.autograd.Function):
 def _value(
     log_p: Tensor, log_q: Tensor, f: Scalar, adjoint: Scalar, infinite: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The terms, and h, max(p, q) and t, from which derivatives start; plain torch, for a compiler to differentiate."""
+    """The terms, and h, max(p, q) and t, from which derivatives start; plain torch, for a compiler to differentiate.
+
+    Without torch.where, which costs as much as ten other passes on a CPU.
+    """
     log_p, log_q = log_p.clamp_min(-FAR), log_q.clamp_min(-FAR)
     t = log_p - log_q
-    below = t <= 0
-    # torch.where rather than max and abs: at a tie their derivatives are averages, wrong from the second order on
-    high = torch.where(below, log_q, log_p).exp()
-    if adjoint is f:
-        h = f(torch.where(below, t, -t))
-    else:
-        h = torch.where(below, f(t.clamp_max(0.0)), adjoint((-t).clamp_max(0.0)))
+    high = torch.maximum(log_p, log_q).exp()
+    # one summand is f(1) = 0; relu and clamp differ in their derivative at t = 0, which is counted once
+    h = f(_below_zero(t)) if adjoint is f else f(t.clamp_max(0.0)) + adjoint(-torch.relu(t))
     h = h - h.detach().clamp_max(0.0)  # rounding below zero; unlike a clamp, it leaves derivatives alone
-    if infinite[0]:
-        h = torch.where(t < -FAR / 2, INF, h)
-    if infinite[1]:
-        h = torch.where(t > FAR / 2, INF, h)
-    if any(infinite):
-        h = torch.where(high == 0, 0.0, h)
-    return high * h, h, high, t
+    if not any(infinite):
+        return high * h, h, high, t
+    # infinite where a class is excluded, but 0 * inf = 0 where the other probability underflows too; others saturate
+    largest = torch.finfo(h.dtype).max
+    h = h.clamp_max(largest)
+    excluded = t.abs() if all(infinite) else -t if infinite[0] else t
+    return high * h + (high * (largest / 10)) * torch.relu(excluded - FAR / 2), h, high, t
+
+
+def _below_zero(t: Tensor) -> Tensor:
+    """-|t|, whose derivative at 0 is one of its two slopes rather than their average: second derivatives are right."""
+    return t - 2 * torch.relu(t)
 
 
 def _derivatives(
-    log_p: Tensor, log_q: Tensor, f: Generator, need_p: bool, need_q: bool
+    log_p: Tensor, log_q: Tensor, f: Scalars, need_p: bool, need_q: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The terms and their derivatives in log p and log q, as a plain differentiable expression."""
-    adjoint, below_vanishes, above_vanishes = _sides(f)
-    term, h, high, t = _value(log_p, log_q, *_scalars(f))
+    term, h, high, t = _value(log_p, log_q, f.below, f.above, f.infinite)
     if not (need_p or need_q):
         return term, None, None
-    below = t <= 0
-    if adjoint is f:
-        direct = _direct(f, f, below_vanishes, torch.where(below, t, -t), h)
+    # 1 where p <= q, 0 elsewhere: a lerp with such a weight is an exact choice
+    below = (t <= 0).to(t.dtype)
+    if f.above is f.below:
+        direct = _direct(f.below_slope, f.below_slope, f.vanish[0], f.infinite[0], _below_zero(t), h)
     else:
-        direct = torch.where(
+        direct = torch.lerp(
+            _direct(f.above_slope, f.below_slope, f.vanish[1], f.infinite[1], -torch.relu(t), h),
+            _direct(f.below_slope, f.above_slope, f.vanish[0], f.infinite[0], t.clamp_max(0.0), h),
             below,
-            _direct(f, adjoint, below_vanishes, t.clamp_max(0.0), h),
-            _direct(adjoint, f, above_vanishes, (-t).clamp_max(0.0), h),
         )
-    if not (below_vanishes and above_vanishes):
-        direct = torch.where(high == 0, 0.0, direct)
     direct = high * direct
     rest = term - direct
-    if below_vanishes != above_vanishes:
-        d_p, d_q = (direct, rest) if below_vanishes else (rest, direct)
-        return term, d_p if need_p else None, d_q if need_q else None
-    of_p = below if below_vanishes else ~below
+    first, second = (direct, rest) if f.vanish[0] else (rest, direct)  # of p and of q, where p <= q
+    if f.vanish[0] != f.vanish[1]:
+        return term, first if need_p else None, second if need_q else None
     return (
         term,
-        torch.where(of_p, direct, rest) if need_p else None,
-        torch.where(of_p, rest, direct) if need_q else None,
+        torch.lerp(second, first, below) if need_p else None,
+        torch.lerp(first, second, below) if need_q else None,
     )
 
 
-def _direct(g: Generator, other: Generator, vanishes: bool, s: Tensor, h: Tensor) -> Tensor:
+def _direct(slope: Scalar, other: Scalar, vanishes: bool, infinite: bool, s: Tensor, h: Tensor) -> Tensor:
     """At u = exp(s) <= 1: u g'(u), the smaller probability's derivative; unless that vanishes at u = 0, g - u g'(u)."""
     if vanishes:
-        return torch.exp(s) * g.slope(s.clamp_min(FLOOR[s.dtype]))
+        return torch.exp(s) * slope(s.clamp_min(FLOOR[s.dtype]))
+    largest = torch.finfo(s.dtype).max
+    larger = other(-s).clamp(-largest, largest)
     # an excluded class has no derivative of its own: all of h is the other's
-    return torch.where(s < -FAR / 2, h, other.slope(-s))
+    return larger if infinite else torch.where(s < -FAR / 2, h, larger)
 
 
-_known: "weakref.WeakKeyDictionary[Generator, tuple[Generator | None, bool, bool]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[Generator, Scalars]" = weakref.WeakKeyDictionary()
 
 
-def _sides(g: Generator) -> tuple[Generator, bool, bool]:
-    """The adjoint (g itself if it is its own), and whether u f'(u) and u f°'(u) vanish as u -> 0."""
+def scalars(g: Generator) -> Scalars:
+    """The functions that a generator's terms are made of; made once."""
     if g not in _known:
         adjoint = g.adjoint
         points = torch.tensor([-30.0, -3.0, -1.0, -0.1], dtype=torch.float64)
-        same = adjoint.name == g.name and torch.equal(adjoint.of_log_ratio(points), g.of_log_ratio(points))
-        # None rather than g, which would keep its own entry alive
-        _known[g] = (None, _vanishes(g), _vanishes(g)) if same else (adjoint, _vanishes(g), _vanishes(adjoint))
-    adjoint, below, above = _known[g]
-    return g if adjoint is None else adjoint, below, above
-
-
-def _scalars(g: Generator) -> tuple[Scalar, Scalar, tuple[bool, bool]]:
-    """f and f° of a log-ratio (one function if they are the same), and whether f(0) and f°(0) are infinite."""
-    adjoint = _sides(g)[0]
-    return g.of_log_ratio, adjoint.of_log_ratio, (g.f0 == INF, adjoint.f0 == INF)
+        if adjoint.name == g.name and torch.equal(adjoint.of_log_ratio(points), g.of_log_ratio(points)):
+            adjoint = g
+        _known[g] = Scalars(
+            below=g.of_log_ratio,
+            above=adjoint.of_log_ratio,
+            below_slope=_slope_of(g),
+            above_slope=_slope_of(adjoint),
+            infinite=(g.f0 == INF, adjoint.f0 == INF),
+            vanish=(_vanishes(g), _vanishes(adjoint)),
+        )
+    return _known[g]
 
 
 def _vanishes(g: Generator) -> bool:
