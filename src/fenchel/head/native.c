@@ -123,14 +123,14 @@ static int split(Split *s, int64_t nnz, int threads) {
 #define REAL float
 #define INTEGER int32_t
 #define NAMED(name) name##_f32
-#include __FILE__
+#include "native.c"
 #undef REAL
 #undef INTEGER
 #undef NAMED
 #define REAL double
 #define INTEGER int64_t
 #define NAMED(name) name##_f64
-#include __FILE__
+#include "native.c"
 
 #else /* everything below stands once and is compiled per element type */
 

@@ -106,17 +106,16 @@ def _first_line(text: bytes) -> str:
 @contextmanager
 def _directory() -> Iterator[Path]:
     """The user's cache, or a directory for this process alone where others can write that one, or nobody can."""
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = base / "fenchel"
+    wanted = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
+        if not wanted.is_absolute():  # so the XDG specification says
+            wanted = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+        directory = wanted / "fenchel"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.stat()
         private = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    except OSError:
-        private = False
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        directory, private = wanted, False
     if private and os.access(directory, os.W_OK | os.X_OK):
         yield directory
         return
