@@ -31,8 +31,8 @@ class Preset:
 # fmt: off
 PRESETS = (
     #      name      minutes   V     D   layers heads context batch steps heldout
-    Preset("nano",     0.0,  1_024,  64,   2,     4,    64,    16,   200,  2_048),
-    Preset("small",    4.0,  4_096, 128,   2,     4,   128,    16,   250,  4_096),
+    Preset("nano",     0.0,  1_024,  64,   2,     4,    64,     8,   200,  2_048),
+    Preset("small",    4.0,  4_096, 128,   2,     4,   128,     8,   250,  4_096),
     Preset("medium",  20.0,  8_192, 192,   3,     6,   128,    16,   400,  8_192),
     Preset("large",   50.0, 16_384, 256,   3,     8,   128,    16,   500,  8_192),
     Preset("huge",   240.0, 32_768, 512,   4,     8,   128,    16,   800,  8_192),
