@@ -346,6 +346,17 @@ def test_a_cache_that_others_can_write_is_not_trusted(path, tmp_path, monkeypatc
     assert not libraries(tmp_path)
 
 
+@compiled
+def test_a_full_disk_leaves_the_torch_path(path, tmp_path, monkeypatch, caplog) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native_build.tempfile, "TemporaryDirectory", full)
+    assert native_build._library.__wrapped__() is None
+    assert "No space left on device" in caplog.text
+
+
 def test_a_switch_that_is_neither_on_nor_off_raises(monkeypatch) -> None:
     monkeypatch.setenv("FENCHEL_NATIVE", "maybe")
     with pytest.raises(ValueError, match="FENCHEL_NATIVE='maybe'"):

@@ -45,7 +45,7 @@ def library() -> ctypes.CDLL | None:
 def _library() -> ctypes.CDLL | None:
     try:
         return _load()
-    except NoNative as why:
+    except (NoNative, OSError) as why:  # OSError: a full disk, or nowhere to write
         log.warning("fenchel: no native CPU kernels (%s); the exact sparse head runs on plain torch, slower", why)
         return None
 
