@@ -53,6 +53,8 @@ class Generator:
         multiplicative: unlink(a + b) = unlink(a) unlink(b), so normalising replaces solving (KL alone).
         double: evaluate in float64 whatever the input (see `alpha`).
         source: where the divergence comes from.
+        link_one: the link at u = 1, so that f' = link - link_one.
+        edge: the link at u = 0: at and below it probabilities are 0 (-inf if the support is always full).
 
     Example:
         >>> js = generator("js")
@@ -76,9 +78,14 @@ class Generator:
     double: bool = False
     source: str = ""
     handle: int = field(init=False, repr=False, default_factory=_numbers.__next__)
+    # constants of the solver, computed once: a compiler cannot trace them
+    link_one: float = field(init=False, repr=False)
+    edge: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _live[self.handle] = self
+        object.__setattr__(self, "link_one", float(self.link(torch.zeros((), dtype=torch.float64))))
+        object.__setattr__(self, "edge", self.df0 + self.link_one)
 
     @property
     def sparse(self) -> bool:
@@ -89,15 +96,6 @@ class Generator:
     def adjoint(self) -> "Generator":
         """The generator f°(u) = u f(1/u), for which D_f°(q||p) = D_f(p||q)."""
         return self.adjoint_of()
-
-    @property
-    def edge(self) -> float:
-        """The link at u = 0: below it probabilities are 0 (-inf if the support is always full)."""
-        return self.df0 + self.link_at(1.0)
-
-    def link_at(self, u: float) -> float:
-        """The link at one number u > 0, in float64."""
-        return float(self.link(torch.tensor(math.log(u), dtype=torch.float64)))
 
     def f(self, u: Tensor) -> Tensor:
         """f(u), u >= 0, elementwise."""
@@ -110,11 +108,11 @@ class Generator:
 
     def slope(self, t: Tensor) -> Tensor:
         """f'(exp t), elementwise: the reward of f-DPO at a log-ratio t."""
-        return self.link(t) - self.link_at(1.0)
+        return self.link(t) - self.link_one
 
     def dconjugate(self, v: Tensor) -> Tensor:
         """(f*)'(max(v, f'(0))), elementwise: the u with f'(u) = v."""
-        return operator_of(self).unlink(v + self.link_at(1.0))
+        return operator_of(self).unlink(v + self.link_one)
 
     def conjugate(self, v: Tensor) -> Tensor:
         """f*(max(v, f'(0))), elementwise."""
@@ -243,8 +241,10 @@ def _tv(t: Tensor) -> Tensor:
 
 
 def _alpha(t: Tensor, a: float) -> Tensor:
-    # two groupings of the same formula: each is free of cancellation at its own limit (KL at 1, reverse KL at 0)
-    if a >= 0.5:
+    # groupings of the same formula, each free of cancellation at its own limit (KL at 1, reverse KL at 0) and of 0 * inf at t = -inf
+    if 0.5 <= a < 1:
+        return (torch.exp(a * t) * (torch.expm1((1 - a) * t) / (1 - a)) - t.expm1()) / a
+    if a > 1:
         return (t.exp() * (torch.expm1((a - 1) * t) / (a - 1)) - t.expm1()) / a
     return (torch.expm1(a * t) / a - t.expm1()) / (a - 1)
 
@@ -456,7 +456,22 @@ _FAMILIES: tuple[tuple[str, str, Callable[[float], Generator], float | None], ..
     ("alpha", "alpha:A", _alpha_family, None),
 )
 
-_parsed: dict[str, Generator] = {g.name: g for g in _TABLE}
+
+class _Known:
+    """Generators as attributes: a compiler looks an attribute up anew, where it would keep a copy of a dict."""
+
+
+_known = _Known()
+_attribute: dict[str, str] = {}
+
+
+def _remember(name: str, g: Generator) -> None:
+    _attribute[name] = f"generator_{g.handle}"
+    setattr(_known, _attribute[name], g)
+
+
+for _row in _TABLE:
+    _remember(_row.name, _row)
 
 
 def generator_names() -> tuple[str, ...]:
@@ -492,9 +507,18 @@ def generator(name: "str | Generator") -> Generator:
         raise TypeError(
             f"generator: got {type(name).__name__}; pass a name ({', '.join(generator_names())}) or a Generator"
         )
-    if name not in _parsed:
-        _parsed[name] = _parse(name)
-    return _parsed[name]
+    found: Generator = getattr(_known, _learn(name))
+    return found
+
+
+@torch.compiler.assume_constant_result
+def _learn(name: str) -> str:
+    """The attribute of a name, parsed with its adjoint if it is new: a compiler, which cannot make a Generator, has it made while it traces."""
+    if name not in _attribute:
+        made = _parse(name)
+        _remember(name, made)
+        _ = made.adjoint
+    return _attribute[name]
 
 
 def _parse(name: str) -> Generator:

@@ -223,7 +223,7 @@ def excess_of(u: Tensor, live: Tensor | None, top: Tensor, q: Tensor, g: Generat
     dual = operator_of(g).dual
     safe = u if live is None else torch.where(live, u, 1.0)
     if g.f0 < INF:
-        gain, offset = q * dual(safe), g.link_at(1.0) - g.f0
+        gain, offset = q * dual(safe), g.link_one - g.f0
     else:
         assert live is not None
         flat = 1 / torch.where(live, q, 0.0).sum(-1, keepdim=True)

@@ -103,7 +103,7 @@ def _skew_above_slope(t: Tensor, slope: Scalar, w: float) -> Tensor:
 
 def _slope_of(g: Generator) -> Scalar:
     """`g.slope`, its constant computed: a compiler cannot follow that."""
-    return partial(_shifted, link=g.link, by=g.link_at(1.0))
+    return partial(_shifted, link=g.link, by=g.link_one)
 
 
 def _shifted(t: Tensor, link: Scalar, by: float) -> Tensor:

@@ -22,7 +22,7 @@ from .kernels import Rows
 
 log = logging.getLogger("fenchel")
 # entries of logits below which compiling costs more than it saves
-LARGE = 2**22
+LARGE = 2**21
 
 
 def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, g: Generator) -> Tensor:
