@@ -273,11 +273,9 @@ def large(theta: Array, name: str, q: Array | float = 1.0, dtype: type = np.floa
     error = float(np.abs(p.sum(-1) - 1).max())
     assert error < 1e-12, f"the oracle itself is off by {error} for {name}"
     f = np.where(u > 0, book.f(np.where(u > 0, u, 1), np), book.f0)
-    if book.f0 < INF:
-        inside = (measure * (book.f0 - f)).sum(-1) - book.f0
-    else:
-        # relative to flat scores: as a sum of divergences from them, since differences of f cancel at large V
-        inside = -(measure * _from_flat(name, u, 1 / total)).sum(-1)
+    # where f(0) is infinite, relative to flat scores: as divergences from them, since differences of f cancel at large V
+    loss = f - book.f0 if book.f0 < INF else _from_flat(name, u, 1 / total)
+    inside = -(measure * loss).sum(-1) - (book.f0 if book.f0 < INF else 0)
     return Solution(p, inside - (p * d).sum(-1), inside)
 
 

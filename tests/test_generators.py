@@ -392,7 +392,8 @@ def test_a_new_generator_works_everywhere():
     close(h, 1.5 * (q.sum() - 1) - divergence, 1e-12)
     close(value, (p * logits).sum(-1) + h, 1e-12)
     close(torch.autograd.grad(value.sum(), logits)[0], p, 1e-13)
-    assert torch.autograd.gradcheck(lambda z: fenchel.softargmax(z, g, q=q), logits)
+    few = logits[:1, :3].detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: fenchel.softargmax(z, g), few)
     two = fenchel.softargmax(torch.stack((torch.zeros(4, dtype=torch.float64), logits[:, 0]), -1), g)[:, 1]
     close(fenchel.sigmoid(logits[:, 0], g), two, 1e-14)
     close(fenchel.softplus(logits[:, 0], g.scaled(2.0)), 2 * fenchel.softplus(logits[:, 0] / 2, g), 1e-12)

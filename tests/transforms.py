@@ -20,6 +20,7 @@ class Transform:
         apply: what is tested, as a function of f.
         want: the key of the right answer among `references`.
         compiled: the generator and the backend that the compiler itself is tested with, for what takes seconds a time.
+        slow: run for a few generators only.
         refused: the error that is raised through a compiled graph; "" where it works.
     """
 
@@ -29,6 +30,7 @@ class Transform:
     want: str
     compiled: tuple[str, str] | None = None
     refused: str = ""
+    slow: bool = False
 
 
 def _backward(f: Function, z: Tensor, v: Tensor) -> Tensor:
@@ -95,7 +97,13 @@ TRANSFORMS: tuple[Transform, ...] = (
     Transform(
         "Hessian (forward over forward)", "jacfwd(jacfwd(f))(z)", lambda f, z, v: jacfwd(jacfwd(f))(z), "hessian"
     ),
-    Transform("third derivative", "jacfwd(hessian(f))(z) @ v", lambda f, z, v: jacfwd(hessian(f))(z) @ v, "third @ v"),
+    Transform(
+        "third derivative",
+        "jacfwd(hessian(f))(z) @ v",
+        lambda f, z, v: jacfwd(hessian(f))(z) @ v,
+        "third @ v",
+        slow=True,
+    ),
 )
 
 
@@ -107,7 +115,7 @@ function of one row of scores `z` that calls `softargmax`, `softmax_value` and `
 direction; `grad`, `jvp`, `vmap`, `hessian`, `jacrev` and `jacfwd` are those of `torch.func` (in the second row, `grad`
 is `torch.autograd.grad`). Every answer is compared with central differences in float64.
 
-*Eager* is tested for every built-in generator and for user-made ones. *Compiled* means
+*Eager* is tested for every built-in generator and a user-made one, the third derivative for a few. *Compiled* means
 `torch.compile(..., fullgraph=True)` of the whole expression; of `f` alone in the first two rows. The formulas that the
 compiler sees are tested for every row and every generator, without the compiler; the compiler itself where it says so,
 with one generator each."""
