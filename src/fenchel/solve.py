@@ -6,7 +6,7 @@ relative precision in float32; tau = max(logits) - top + link(1).
 
 Newton on S(top) = sum_j q_j unlink(top - d_j) from the right end of the bracket converges monotonically, because unlink is convex for every named
 generator and alpha <= 2; it crawls while S is large, so the step is taken on link(S / sum q), which is linear for a flat row and exact for KL. A step that
-leaves the bracket becomes a bisection step (in log u), so failure is impossible. Iterates approach from above, so a token below the support of an
+leaves the bracket becomes a bisection step (in log u), so failure is impossible; alpha > 2 goes its own way (`steep`). Iterates approach from above, so a token below the support of an
 iterate never comes back: sparse generators drop such tokens on the way ("compaction"), and converged rows are read no more ("freezing").
 """
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .generators import Generator, by_handle, operator_of
+from .steep import steep_top
 
 EVALUATIONS = 64
 
@@ -78,6 +79,10 @@ def threshold(
     best_q = q if q.dim() == 0 else q.expand_as(d).gather(1, d.nan_to_num(0.0).argmin(1, keepdim=True))
     one = d.new_ones(n, 1)
     low, high = g.link(-torch.log(total) * one), g.link(-torch.log(best_q) * one)
+    if g.sparse and bool(op.spread(d.new_tensor(1e-9)) > 1):
+        top, used = steep_top(d, q, g, high, evaluate)
+        mass, spread, support = evaluate(d, top, q, g)
+        return Threshold(top, mass, spread, support, used + 1, (used + 1) * d.numel())
     target, tolerance = g.link(-torch.log(total)), _tolerance(d.dtype, g)
     eps = torch.finfo(d.dtype).eps
 

@@ -74,7 +74,9 @@ def solved(d: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
 
 
 def compact(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """`solve.compacted` by the row kernels."""
+    """`solve.compacted` by the row kernels, once few entries are left: a compiled pass over all of them is cheaper than moving many."""
+    if 8 * int((d < window).sum(1).max()) > d.shape[1]:
+        return d, q
     rows = kernels.above(-d, -window.squeeze(1))
     return -packed(rows, rows.vals, -torch.inf), q if q.dim() == 0 else packed(rows, measure_of(q, rows), 1.0)
 
