@@ -3,9 +3,9 @@
     p = argmax_{p in simplex} <p, theta> - D_f(p||q),    p_j = q_j (f*)'(max(theta_j - tau, f'(0))),   tau such that p sums to one.
 
 The threshold comes from an opaque solver (`solve`); derivatives are the implicit ones: dp = (diag(w) - w w^T / sum w) dtheta, w_j = q_j / f''(p_j/q_j) on
-the support, and d value = <p, dtheta>. Eager and functorch use one autograd.Function, whose backward is a function of its own *output* p, so it can be
-differentiated again. A compiler refuses a Function with a jvp, so compiled code takes two differentiable Newton steps from the solver's constant: one
-step would give right first and silently wrong second derivatives.
+the support, and d value = <p, dtheta>. Reverse mode uses one autograd.Function, whose backward is a function of its own *output* p, so it can be
+differentiated again. Compiled code and forward mode take two differentiable Newton steps from the solver's constant instead: one step would give right
+first and silently wrong second derivatives, and so would a Function's jvp, which torch does not differentiate again.
 
 Conventions. A logit of -inf means "not in the vocabulary". Values drop the constant f(0) (sum q - 1) that a token with p = 0 would add, so KL gives
 logsumexp and a column of -inf equals a dropped one. Where f(0) is infinite the value is reported relative to its value at zero logits.
@@ -173,11 +173,13 @@ def _rows(
     check_floating("logits", logits, "[..., V]")
     g = generator(name)
     operator_of(g)
-    if not -logits.dim() <= dim < max(logits.dim(), 1):
+    if logits.dim() == 0:
+        check_vocabulary("logits", logits)
+    if not -logits.dim() <= dim < logits.dim():
         raise ValueError(
             f"dim: got {dim} for logits of shape {tuple(logits.shape)}; pass {-logits.dim()} to {logits.dim() - 1}"
         )
-    last = logits.movedim(dim, -1) if logits.dim() > 0 else logits
+    last = logits.movedim(dim, -1)
     check_vocabulary("logits", last)
     if isinstance(q, Tensor) and q.shape == logits.shape and q.dim() > 1:
         q = q.movedim(dim, -1)
@@ -192,12 +194,17 @@ def working_dtype(g: Generator, dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if g.double or dtype == torch.float64 else torch.float32
 
 
+def plain_derivatives() -> bool:
+    """Where derivatives must come from plain torch operations: under a compiler and in forward mode."""
+    return torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0
+
+
 def solve_rows(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
     """p [N, V], value - best [N], and best = max(z) as a constant [N]; differentiable to any order in z.
 
     value - best rather than value: a loss subtracts the target's logit from the best one first, which is exact at any magnitude.
     """
-    if torch.compiler.is_compiling():
+    if plain_derivatives():
         return _by_newton(z, q, g)
     p, excess, best = _Solve.apply(z, q, g)  # pyright: ignore[reportGeneralTypeIssues]
     return p, excess, best
@@ -207,7 +214,7 @@ def evaluate(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, T
     """p and value - best at a threshold that is right but for rounding."""
     op = operator_of(g)
     u = op.unlink(top - d)
-    return polish(q * u, q * op.spread(u)), excess_of(u, d < INF if g.f0 == INF else None, top, q, g)
+    return polish(q * u, q * op.spread(u)), excess_of(d, u, d < INF if g.f0 == INF else None, top, q, g)
 
 
 def polish(p: Tensor, w: Tensor) -> Tensor:
@@ -215,22 +222,33 @@ def polish(p: Tensor, w: Tensor) -> Tensor:
     return (p + w * ((1 - p.sum(-1, keepdim=True)) / w.sum(-1, keepdim=True))).clamp_min(0.0)
 
 
-def excess_of(u: Tensor, live: Tensor | None, top: Tensor, q: Tensor, g: Generator) -> Tensor:
-    """value - best, [N]. Stationary in top: its rounding does not matter. dual is summed per entry: f* would cancel against f(0).
+def excess_of(d: Tensor, u: Tensor, live: Tensor | None, top: Tensor, q: Tensor, g: Generator) -> Tensor:
+    """value - best, [N]. Stationary in top: its rounding does not matter.
 
-    live: the entries to count, with u > 0 there (None: all; needed where f(0) is infinite).
+    dual is summed per entry, since f* would cancel against f(0). Where f(0) is infinite even that cancels (by V^(1 - alpha)), and the value relative to
+    zero logits is summed as -<p, d> less the Bregman divergence of u from its value at zero logits.
+
+    Args:
+        live: the entries to count, with u > 0 there (None: all; needed where f(0) is infinite).
     """
     dual = operator_of(g).dual
     safe = u if live is None else torch.where(live, u, 1.0)
     if g.f0 < INF:
-        gain, offset = q * dual(safe), g.link_one - g.f0
-    else:
-        assert live is not None
-        flat = 1 / torch.where(live, q, 0.0).sum(-1, keepdim=True)
-        gain, offset = q * (dual(safe) - dual(flat)), g.link(torch.log(flat)).squeeze(-1)
-    if live is not None:
-        gain = torch.where(live, gain, 0.0)
-    return gain.sum(-1) + (offset - top.squeeze(-1))
+        gain = q * dual(safe)
+        return (gain if live is None else torch.where(live, gain, 0.0)).sum(-1) + (g.link_one - g.f0 - top.squeeze(-1))
+    assert live is not None
+    flat = 1 / torch.where(live, q, 0.0).sum(-1, keepdim=True)
+    lost = q * (safe * torch.where(live, d, 0.0) + _bregman(safe, flat, g))
+    mass = torch.where(live, q * safe, 0.0).sum(-1)
+    return (mass - 1) * (top - g.link(torch.log(flat))).squeeze(-1) - torch.where(live, lost, 0.0).sum(-1)
+
+
+def _bregman(u: Tensor, v: Tensor, g: Generator) -> Tensor:
+    """f(u) - f(v) - f'(v) (u - v) >= 0, by its Taylor series near u = v, where the terms would cancel."""
+    op, gap = operator_of(g), u - v
+    near = gap.square() / (2 * op.spread(v + gap / 3))
+    far = u * (g.link(torch.log(u)) - g.link(torch.log(v))) - (op.dual(u) - op.dual(v))
+    return torch.where(gap.abs() < 1e-3 * v, near, far)
 
 
 def weights(u: Tensor, q: Tensor, g: Generator) -> Tensor:
@@ -260,18 +278,12 @@ class _Solve(torch.autograd.Function):
     ) -> None:
         _, q, ctx.g = inputs
         ctx.save_for_backward(output[0], q)
-        ctx.save_for_forward(output[0], q)
         ctx.mark_non_differentiable(output[2])
 
     @staticmethod
     def backward(ctx: Any, dp: Tensor, dvalue: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         p, q = ctx.saved_tensors
         return jacobian(p, dp, q, ctx.g) + dvalue.unsqueeze(-1) * p, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dz: Tensor, _q: None, _g: None) -> tuple[Tensor, Tensor, None]:
-        p, q = ctx.saved_tensors
-        return jacobian(p, dz, q, ctx.g), (p * dz).sum(-1), None
 
 
 def _by_newton(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -285,4 +297,4 @@ def _by_newton(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tens
     u = torch.where(live, op.unlink(top - d), 0.0)
     top = top + (1 - (q * u).sum(-1, keepdim=True)) / weights(u, q, g).sum(-1, keepdim=True)
     u = torch.where(live, op.unlink(top - d), 0.0)
-    return polish(q * u, weights(u, q, g)), excess_of(u, live, top, q, g), best.squeeze(-1)
+    return polish(q * u, weights(u, q, g)), excess_of(d, u, live, top, q, g), best.squeeze(-1)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .generators import INF, Generator, Scalar
 from .generators import generator as named
+from .operators import plain_derivatives
 
 __all__ = ["Scalars", "row_divergence", "scalars", "skewed", "terms", "through_softmax"]
 
@@ -137,7 +138,7 @@ class Scalars:
 
 def terms(log_p: Tensor, log_q: Tensor, g: Generator, skew: float = 0.0) -> Tensor:
     """q f(p/q), or its skewed form, elementwise; >= 0, and differentiable in both log-probabilities."""
-    if torch.compiler.is_compiling():
+    if plain_derivatives():
         # no Generator is made here: a compiler cannot follow it
         below, above, infinite = g.of_log_ratio, g.adjoint.of_log_ratio, (g.f0 == INF, g.adjoint.f0 == INF)
         if skew > 0:
@@ -181,7 +182,6 @@ class _Terms(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Generator], output: Tensor) -> None:
         log_p, log_q, ctx.g = inputs
         ctx.save_for_backward(log_p, log_q)
-        ctx.save_for_forward(log_p, log_q)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -189,13 +189,6 @@ class _Terms(torch.autograd.Function):
         need_p, need_q, _ = ctx.needs_input_grad
         _, d_p, d_q = _derivatives(log_p, log_q, scalars(ctx.g), need_p, need_q)
         return None if d_p is None else grad * d_p, None if d_q is None else grad * d_q, None
-
-    @staticmethod
-    def jvp(ctx: Any, dlog_p: Tensor | None, dlog_q: Tensor | None, dg: None) -> Tensor:
-        log_p, log_q = ctx.saved_tensors
-        _, d_p, d_q = _derivatives(log_p, log_q, scalars(ctx.g), dlog_p is not None, dlog_q is not None)
-        parts = [d * moved for d, moved in ((d_p, dlog_p), (d_q, dlog_q)) if d is not None and moved is not None]
-        return sum(parts[1:], parts[0])
 
 
 def _value(
