@@ -24,13 +24,14 @@ LAYERS = (
     {"__init__"},
     {"checks"},
     {"generators", "from_f"},
-    {"solve"},
+    {"solve", "steep"},
     {"operators"},
     {"terms"},
     {"divergences"},
     {"losses"},
     {"head"},
     {"study"},
+    {"bench"},
     {"cli", "show", "__main__"},
 )
 

@@ -29,14 +29,14 @@ def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, g: Gene
     """Turns distances d into c p in place, and returns value - best [N]. shift: the last Newton step, (1 - S) / (dS/dtop)."""
     op = operator_of(g)
     u = op.unlink(top - d)
-    excess = excess_of(u, d < INF if g.f0 == INF else None, top, q, g)
+    excess = excess_of(d, u, d < INF if g.f0 == INF else None, top, q, g)
     d.copy_((q * (u + op.spread(u) * shift)).clamp_min(0.0) * c)
     return excess
 
 
 def value(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> Tensor:
     """value - best [N]."""
-    return excess_of(operator_of(g).unlink(top - d), d < INF if g.f0 == INF else None, top, q, g)
+    return excess_of(d, operator_of(g).unlink(top - d), d < INF if g.f0 == INF else None, top, q, g)
 
 
 def tile_function(fn: Callable[..., Any], g: Generator, entries: int) -> Callable[..., Any]:
