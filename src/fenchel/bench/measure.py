@@ -1,0 +1,140 @@
+"""Measuring: parity, times in turns, and memory and first calls in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path as File
+from typing import Any
+
+import torch
+
+from fenchel.bench.paths import Path, Result, reference
+from fenchel.bench.regimes import Inputs
+from fenchel.bench.sizes import Size
+from fenchel.study.errors import StudyError
+
+# Largest relative error of a value, or of a gradient by its norm, that float32 paths may have.
+TOLERANCE = 2e-5
+# A path that takes longer than this in a process of its own, import and compilation included, is not timed.
+MOST_SECONDS = 180.0
+
+
+def error(path: Path, given: Inputs, wanted: Result) -> float:
+    """The largest of: the value's error relative to 1 + |value|, and the gradients' relative to their norms.
+
+    Rows of the weight that are no label are judged by themselves too, because -y dominates the norm of the whole; relative
+    to a hundredth of that norm where theirs is smaller.
+    """
+    got = path.step(given)()
+    assert got is not None
+    other = torch.ones(len(given.weight), dtype=torch.bool)
+    other[given.labels] = False
+    floor = 0.01 * float(wanted[2].norm())
+    found = [
+        abs(float(got[0]) - float(wanted[0])) / (1 + abs(float(wanted[0]))),
+        *(float((g - w).norm() / w.norm()) for g, w in zip(got[1:], wanted[1:], strict=True)),
+        float((got[2] - wanted[2])[other].norm()) / max(float(wanted[2][other].norm()), floor),
+    ]
+    # max() drops a NaN that is not first
+    return max(found) if all(x == x for x in found) else float("nan")
+
+
+def parity(paths: Sequence[Path], given: Inputs) -> dict[str, float]:
+    """Error of every path that has a reference, against float64; a reference is computed once for the paths that share it."""
+    errors: dict[str, float] = {}
+    shared: dict[int, Result] = {}
+    for path in paths:
+        if path.reference is not None:
+            key = id(path.reference)
+            if key not in shared:
+                shared[key] = reference(path, given)
+            errors[path.key] = error(path, given, shared[key])
+    return errors
+
+
+def seconds(step: Callable[[], object]) -> float:
+    """Wall time of one call, its results dropped within it."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def in_turns(
+    steps: Mapping[str, Callable[[], object]], repeats: int, each: Callable[[str, int], None]
+) -> dict[str, list[float]]:
+    """Times of all steps, A B C A B C: what else the machine does meets every one of them alike. One call each before."""
+    for key, step in steps.items():
+        each(key, 0)
+        step()
+    times: dict[str, list[float]] = {key: [] for key in steps}
+    for turn in range(repeats):
+        for key, step in steps.items():
+            each(key, turn + 1)
+            times[key].append(seconds(step))
+    return times
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a path does in a process of its own: seconds of the first call, peak bytes beyond inputs and gradients."""
+
+    first: float | None
+    peak: int | None
+    failure: str | None = None
+
+
+def alone(path: Path, regime: str, size: Size, objective: str, cache: File, threads: int, compiled: File) -> Alone:
+    """First call and peak memory of a path.
+
+    Two processes do the same (import, a call on few rows, inputs) up to the end: one then holds inputs and gradients alone,
+    the other runs the path on all rows. The difference of their peaks is the path's. `compiled` is where both keep compiled
+    kernels; the first finds it without those of this path.
+    """
+    found = {}
+    for mode in ("run", "hold"):
+        spec = {
+            "mode": mode,
+            "path": path.key,
+            "regime": regime,
+            "size": asdict(size),
+            "objective": objective,
+            "cache": str(cache),
+            "threads": threads,
+        }
+        try:
+            done = _child(spec, threads, compiled)
+        except subprocess.TimeoutExpired:
+            return Alone(None, None, f"more than {MOST_SECONDS:.0f} s")
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines()
+            return Alone(None, None, lines[-1] if lines else f"exit status {done.returncode}")
+        found[mode] = json.loads(done.stdout.strip().splitlines()[-1])
+    run, hold = found["run"]["peak"], found["hold"]["peak"]
+    return Alone(found["run"]["first"], None if run is None or hold is None else max(0, run - hold))
+
+
+def _child(spec: Mapping[str, Any], threads: int, compiled: File) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled),
+        # Blocks of this size go back to the system when they are freed, so that resident memory is what is in use.
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    }
+    command = [sys.executable, "-m", "fenchel.bench.child", json.dumps(spec)]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=MOST_SECONDS
+    )
+
+
+def check(errors: Mapping[str, float], paths: Mapping[str, Path], regime: str) -> None:
+    """Refuses to time anything where one of ours is wrong."""
+    for key, found in errors.items():
+        if paths[key].kind != "peer" and not found <= TOLERANCE:
+            raise StudyError(
+                f"{paths[key].label} differs from the dense float64 reference by {found:.1e} ({regime}, tolerance "
+                f"{TOLERANCE:.0e}): nothing was timed"
+            )

@@ -1,0 +1,93 @@
+"""The regimes: what a head sees at initialisation, early and late in a real run, after fitting a text, and with flat logits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fenchel
+from fenchel.bench.sizes import Size
+from fenchel.bench.trained import SNAPSHOTS, read, run_name
+
+STD = 0.02
+FLAT = 0.01
+# Rows that the support and the accuracy of a regime are measured on.
+MEASURED = 256
+
+# fmt: off
+REGIMES = {
+    "initial": "Hugging Face initialisation: normalised states times a weight of standard deviation 0.02",
+    "early": "a real run, early: states, weight and labels of text that it has not seen",
+    "late": "the same run at its end, on the same text",
+    "fitted": "the same run, then trained on four batches over and over: states, weight and labels of those",
+    "flat": "logits of standard deviation 0.01, the worst case of a sparse head",
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a path gets: a head, labels, and the head of a teacher (hidden `[N, D]`, weight `[V, D]`) where there is one."""
+
+    hidden: Tensor
+    weight: Tensor
+    labels: Tensor
+    teacher: tuple[Tensor, Tensor] | None
+
+    def rows(self, n: int) -> "Inputs":
+        """The first n rows."""
+        teacher = None if self.teacher is None else (self.teacher[0][:n].clone(), self.teacher[1])
+        return Inputs(_leaf(self.hidden[:n]), self.weight, self.labels[:n].clone(), teacher)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().clone().requires_grad_()
+
+
+def inputs(name: str, size: Size, objective: str, cache: Path) -> Inputs:
+    """The inputs of a regime, the same in every process; trained ones from the cache."""
+    if name in SNAPSHOTS:
+        directory = cache / run_name(size, objective)
+        taken = read(directory / f"{name}.safetensors")
+        # early and late saw the same text, so each is a teacher for the other
+        other = {"early": "late", "late": "early"}.get(name)
+        teacher = None
+        if other is not None:
+            head = read(directory / f"{other}.safetensors")
+            teacher = (head.hidden.clone(), head.weight.clone())
+        return Inputs(_leaf(taken.hidden), _leaf(taken.weight), taken.labels.clone(), teacher)
+    made = torch.Generator().manual_seed(0)
+    head, teacher = _made(size, made), _made(size, made)
+    labels = torch.randint(size.v, (size.n,), generator=made)
+    if name == "initial":
+        return Inputs(_leaf(head[0]), _leaf(head[1]), labels, teacher)
+    # normalised states times a weight of standard deviation s have logits of standard deviation s sqrt(D)
+    return Inputs(_leaf(head[0]), _leaf(head[1] * (FLAT / STD / size.d**0.5)), labels, None)
+
+
+def _made(size: Size, made: torch.Generator) -> tuple[Tensor, Tensor]:
+    hidden = torch.randn(size.n, size.d, generator=made)
+    hidden *= hidden.square().mean(-1, keepdim=True).rsqrt()
+    return hidden, torch.randn(size.v, size.d, generator=made) * STD
+
+
+def facts(name: str, size: Size, objective: str, cache: Path, generators: tuple[str, ...]) -> dict[str, Any]:
+    """What a regime measures: classes, spread of the logits, accuracy, and each generator's mean share of V in the support."""
+    given = inputs(name, size, objective, cache)
+    rows = torch.linspace(0, len(given.hidden) - 1, min(MEASURED, len(given.hidden))).long()
+    with torch.no_grad():
+        logits = given.hidden[rows] @ given.weight.T
+        support = {g: float((fenchel.softargmax(logits, g) > 0).float().mean()) for g in generators}
+        hit = (logits.argmax(-1) == given.labels[rows]).float().mean()
+    run = read(cache / run_name(size, objective) / f"{name}.safetensors").facts if name in SNAPSHOTS else None
+    return {
+        "regime": name,
+        "what": REGIMES[name],
+        "v": logits.shape[1],
+        "logit_std": float(logits.std(-1).mean()),
+        "accuracy": float(hit),
+        "support": support,
+        "run": run,
+    }
