@@ -5,7 +5,6 @@ gradients are made in the forward pass: four products where only the student has
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,16 +13,18 @@ from torch import Tensor
 from ..checks import check_positive, check_reduction
 from ..generators import Generator, by_handle
 from ..generators import generator as named
-from ..terms import check_skew, row_divergence, scalars, skewed, terms, through_softmax
+from ..terms import check_skew, terms
 from .derived import PerRow, Total
+from .divergence_tiles import divergence_
 from .projection import MEMORY, check_head, logits_of, rows_per_tile
 from .rows import slices_of
 from .sweep import Head, sweep
-from .tiles import tile_function
 from .young import autocast, one_by_one
 
 __all__ = ["linear_divergence"]
 
+# parts that a tile is worked on in
+BLOCKS = 24
 OneHead = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]
 
 
@@ -216,8 +217,8 @@ def _divergence(
         Head(hp[keep], wp, bp, cap_p, scale_p, (want[0], want[1], want[2])),
         Head(hq[keep], wq, bq, cap_q, scale_q, (want[3], want[4], want[5])),
     ]
-    kernel = DivergenceKernel(_skewed(by_handle(number), skew), temperature, (any(want[:3]), any(want[3:])), dtype, len(keep) * len(wp))
-    part, totals = sweep(heads, kernel, None if c is None else c[keep].to(dtype), memory, kernel.spare)
+    kernel = DivergenceKernel(by_handle(number), skew, temperature, (any(want[:3]), any(want[3:])), dtype, len(keep) * len(wp))
+    part, totals = sweep(heads, kernel, None if c is None else c[keep].to(dtype), memory)
     rows = torch.zeros(len(counted), dtype=dtype, device=hp.device).index_copy_(0, keep, part.to(dtype))
     out = []
     for i, (x, like) in enumerate(zip(totals[0] + totals[1], (hp, wp, bp, hq, wq, bq), strict=True)):
@@ -238,69 +239,26 @@ def _(hp: Tensor, wp: Tensor, bp: Tensor | None, hq: Tensor, wq: Tensor, bq: Ten
 _divergence.register_vmap(one_by_one(_divergence))
 
 
-@lru_cache(maxsize=64)
-def _skewed(g: Generator, skew: float) -> Generator:
-    # one object for all calls: what is compiled for it is found by it
-    return skewed(g, skew)
-
-
 @dataclass(frozen=True)
 class DivergenceKernel:
     """Tiles of two heads' logits to the divergences and, in place, to the gradient."""
 
     g: Generator
+    skew: float
     temperature: float
     needed: tuple[bool, bool]
     dtype: torch.dtype
     entries: int
 
-    @property
-    def spare(self) -> int:
-        """Tiles of scratch: what the row function makes where no compiler fuses it."""
-        return 12
-
     def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, None]:
-        for z in logits:
-            if self.temperature != 1:
+        if self.temperature != 1:
+            for z in logits:
                 z /= self.temperature
-        if c is None:
-            return tile_function(_value, scalars(self.g), self.entries)(*logits), None  # pyright: ignore[reportArgumentType]
-        fn = {(True, False): _of_p_, (False, True): _of_q_, (True, True): _of_both_}[self.needed]
-        c = (c / self.temperature).to(self.dtype).unsqueeze(1)
-        return tile_function(fn, scalars(self.g), self.entries)(*logits, c), None  # pyright: ignore[reportArgumentType]
-
-
-def _logs(zp: Tensor, zq: Tensor) -> tuple[Tensor, Tensor]:
-    wide = torch.promote_types(zp.dtype, zq.dtype)
-    return torch.log_softmax(zp.to(wide), 1), torch.log_softmax(zq.to(wide), 1)
-
-
-def _value(zp: Tensor, zq: Tensor, f: Any) -> Tensor:
-    return row_divergence(*_logs(zp, zq), f, grad_p=False, grad_q=False)[0]
-
-
-def _of_p_(zp: Tensor, zq: Tensor, c: Tensor, f: Any) -> Tensor:
-    """The divergences; zp becomes c times their gradient."""
-    log_p, log_q = _logs(zp, zq)
-    rows, d_p, _ = row_divergence(log_p, log_q, f, grad_q=False)
-    assert d_p is not None
-    zp.copy_(c * through_softmax(d_p, log_p))
-    return rows
-
-
-def _of_q_(zp: Tensor, zq: Tensor, c: Tensor, f: Any) -> Tensor:
-    log_p, log_q = _logs(zp, zq)
-    rows, _, d_q = row_divergence(log_p, log_q, f, grad_p=False)
-    assert d_q is not None
-    zq.copy_(c * through_softmax(d_q, log_q))
-    return rows
-
-
-def _of_both_(zp: Tensor, zq: Tensor, c: Tensor, f: Any) -> Tensor:
-    log_p, log_q = _logs(zp, zq)
-    rows, d_p, d_q = row_divergence(log_p, log_q, f)
-    assert d_p is not None
-    assert d_q is not None
-    zp.copy_(c * through_softmax(d_p, log_p))
-    zq.copy_(c * through_softmax(d_q, log_q))
-    return rows
+            c = None if c is None else c / self.temperature
+        c = None if c is None else c.to(self.dtype).unsqueeze(1)
+        n = len(logits[0])
+        # a few rows at a time: the row function has a dozen temporaries where no compiler fuses it
+        step = max(1, n // BLOCKS)
+        parts = [slice(i, i + step) for i in range(0, n, step)]
+        zp, zq = logits
+        return torch.cat([divergence_(zp[s], zq[s], None if c is None else c[s], self.needed, self.g, self.skew, self.entries) for s in parts]), None

@@ -4,6 +4,7 @@ Both are the scalar functions of `generators` and nothing else; torch.compile fu
 times faster than the separate torch operations, which is what runs without a compiler).
 """
 
+import itertools
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from . import kernels
 from .kernels import Rows
 
 log = logging.getLogger("fenchel")
+_numbers = itertools.count()
 # entries of logits below which compiling costs more than it saves
 LARGE = 2**21
 
@@ -39,7 +41,7 @@ def value(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> Tensor:
     return excess_of(d, operator_of(g).unlink(top - d), d < INF if g.f0 == INF else None, top, q, g)
 
 
-def tile_function(fn: Callable[..., Any], g: Generator, entries: int) -> Callable[..., Any]:
+def tile_function(fn: Callable[..., Any], g: Any, entries: int) -> Callable[..., Any]:
     """`fn` for one generator, compiled if a compiler is there and the work is large. FENCHEL_COMPILE=0 turns it off, =1 compiles for any size."""
     wanted = os.environ.get("FENCHEL_COMPILE", "")
     if wanted == "0" or (wanted != "1" and entries < LARGE) or not _compiler():
@@ -48,10 +50,12 @@ def tile_function(fn: Callable[..., Any], g: Generator, entries: int) -> Callabl
 
 
 @cache
-def _compiled(fn: Callable[..., Any], g: Generator) -> Callable[..., Any]:
+def _compiled(fn: Callable[..., Any], g: Any) -> Callable[..., Any]:
     def bound(*args: Tensor) -> Any:
         return fn(*args, g)
 
+    # the compiler counts recompilations by code object, and gives up after eight: each function has its own
+    bound.__code__ = bound.__code__.replace(co_name=f"{fn.__name__}_{next(_numbers)}")
     return torch.compile(bound, dynamic=True)
 
 

@@ -1,0 +1,82 @@
+"""The loop over tiles of two heads' logits: values, and the gradient in place.
+
+The row mathematics of `terms` is traced once for each generator into a flat graph of elementary operations, which torch.compile fuses (a compiler
+cannot follow the making of generators, nor what users write). In the graph expm1 is replaced: the compiler would make it exp(t) - 1, and near p = q
+the whole divergence would be rounding.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ..generators import Generator
+from ..terms import row_divergence, scalars, skewed
+from .tiles import tile_function
+
+__all__ = ["divergence_"]
+
+
+def divergence_(
+    zp: Tensor, zq: Tensor, c: Tensor | None, needed: tuple[bool, bool], g: Generator, skew: float, entries: int
+) -> Tensor:
+    """D_f(p||q) [n] of two tiles of logits.
+
+    Given c [n, 1], zp and zq become c times its gradient where needed.
+    """
+    graph = _traced(g, skew, needed if c is not None else (False, False), zp.dtype, zq.dtype)
+    rows, *found = tile_function(_run, graph, entries)(zp, zq)
+    if c is None:
+        return rows
+    finish = tile_function(_finish_, None, entries)
+    for z, wanted in ((zp, needed[0]), (zq, needed[1])):
+        if wanted:
+            (grad, total, best, spread), found = found[:4], found[4:]
+            finish(z, grad, total, best, spread, c)
+    return rows
+
+
+def _run(*args: Any) -> Any:
+    *tensors, graph = args
+    return graph(*tensors)
+
+
+def _finish_(z: Tensor, grad: Tensor, total: Tensor, best: Tensor, spread: Tensor, c: Tensor, _: None) -> None:
+    """Turns logits into c times the gradient in them, from that in their log-probabilities."""
+    z.copy_(c * (grad - torch.exp(z - best - spread) * total))
+
+
+@lru_cache(maxsize=128)
+def _traced(
+    g: Generator, skew: float, needed: tuple[bool, bool], of_p: torch.dtype, of_q: torch.dtype
+) -> Callable[..., list[Tensor]]:
+    """The divergences, and for each head that needs it the derivative in its log-probabilities, its sum, the largest logit and logsumexp less it."""
+    # one object for all calls: what is compiled for it is found by it
+    f, wide = scalars(skewed(g, skew)), torch.promote_types(of_p, of_q)
+
+    def rows(zp: Tensor, zq: Tensor) -> list[Tensor]:
+        logs, scales = [], []
+        for z in (zp, zq):
+            best = z.amax(1, keepdim=True)
+            spread = (z - best).exp().sum(1, keepdim=True).log()
+            logs.append((z - best - spread).to(wide))
+            scales.append((best, spread))
+        out, *grads = row_divergence(logs[0], logs[1], f, grad_p=needed[0], grad_q=needed[1])
+        found = [out]
+        for grad, scale in zip(grads, scales, strict=True):
+            if grad is not None:
+                found += [grad, grad.sum(1, keepdim=True), *scale]
+        return found
+
+    with torch.no_grad():
+        sample = torch.zeros(2, 3, dtype=of_p), torch.zeros(2, 3, dtype=of_q)
+        return make_fx(rows, {torch.ops.aten.expm1.default: _expm1})(*sample)
+
+
+def _expm1(t: Tensor) -> Tensor:
+    # 2 tanh / (1 - tanh) of t/2: as accurate, for the t <= 0 that terms are made of
+    half = torch.tanh(t / 2)
+    return 2 * half / (1 - half)
