@@ -249,9 +249,9 @@ def large(theta: Array, name: str, q: Array | float = 1.0, dtype: type = np.floa
 
     low, high = -np.log(total), -np.log(first)
     at_low, at_high = np.minimum(miss(low), 0), np.maximum(miss(high), 0)
-    x, at = np.where(at_high == 0, high, low), np.minimum(at_high, -at_low)
-    side = np.zeros_like(x)
     bar = 500 * np.finfo(dtype).eps
+    x, at = np.where(at_high <= bar, high, low), np.where(at_high <= bar, at_high, at_low)
+    side = np.zeros_like(x)
     for step in range(150):
         if (np.abs(at) <= bar).all():
             break

@@ -326,15 +326,14 @@ def test_from_f_equals_the_built_in_twin(case):
     close(case.g.spread(u), twin.spread(u), 1e-9 * twin.spread(u))
     close(case.g.dconjugate(twin.slope(t / 2)), u, 1e-9 * u)
     close(case.g.conjugate(twin.slope(t / 2)), twin.conjugate(twin.slope(t / 2)), 1e-9 * (1 + u))
-    logits = 3 * torch.randn(3, 7, dtype=torch.float64)
-    logits[0, :4] = -math.inf
-    q = torch.rand(7, dtype=torch.float64) + 0.1
+    logits = 3 * torch.randn(2, 5, dtype=torch.float64)
+    logits[0, :3] = -math.inf
+    q = torch.rand(5, dtype=torch.float64) + 0.1
     mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
-    for leaf, g in ((mine, case.g), (theirs, twin)):
-        (fenchel.softargmax(leaf, g, q=q, temperature=0.7) @ torch.arange(7.0).double()).sum().backward()
-    close(fenchel.softargmax(logits, case.g, q=q), fenchel.softargmax(logits, twin, q=q), 1e-11)
+    p, same = (fenchel.softargmax(leaf, g, q=q, temperature=0.7) for leaf, g in ((mine, case.g), (theirs, twin)))
+    close(p, same, 1e-11)
+    ((p + same) @ torch.arange(5.0).double()).sum().backward()
     close(fenchel.entropy(logits, case.g, q=q), fenchel.entropy(logits, twin, q=q), 1e-10)
-    close(fenchel.softplus(logits[1], case.g), fenchel.softplus(logits[1], twin), 1e-10)
     assert mine.grad is not None
     assert theirs.grad is not None
     close(mine.grad, theirs.grad, 1e-9)

@@ -13,12 +13,14 @@ from fenchel import generator
 from fenchel.operators import reference, solve_rows, working_dtype
 from fenchel.solve import threshold
 from tests.oracle import Solution, large, solution
-from tests.table import BUILT_IN, TABLE, over
+from tests.table import BUILT_IN, MINE, over
 
 V = 131_072
 ALPHA_ABOVE_TWO = ("alpha:3",)
 # "alpha <= 2 and every named generator": the ones with bars on accuracy and on the entries read
 WELL_POSED = tuple(case for case in BUILT_IN if case.g.name not in ALPHA_ABOVE_TWO and case.scale == 1)
+# user-made generators are slow: one with full support and one sparse
+CASES = BUILT_IN + tuple(case for case in MINE if case.book in ("kl", "chi2"))
 INF = math.inf
 
 
@@ -111,7 +113,7 @@ def test_large_alpha_is_exact_for_logits_within_a_few_ulp(alpha):
     assert (torch.where(p > 0, off.abs(), off) <= allowed).all()
 
 
-SCALES = (0.01, 0.1, 0.3, 1.0, 5.0)
+SCALES = (0.01, 0.3, 5.0)
 
 
 def distances(scales: tuple[float, ...], case_dtype: torch.dtype) -> Tensor:
@@ -138,7 +140,7 @@ def test_evaluations_above_two(alpha):
         assert used <= 40, f"{used} evaluations at scale {scale}"
 
 
-@pytest.mark.parametrize("name", ["js", "jeffreys", "alpha:0.5", "alpha:-2", "alpha:1.5", "le_cam", "alpha:3"])
+@pytest.mark.parametrize("name", ["js", "jeffreys", "alpha:0.5", "alpha:-2", "alpha:1.5", "le_cam"])
 def test_converged_rows_are_frozen(name):
     """A row's threshold is the same alone and among slower rows, and no more of it is read."""
     g, one = generator(name), torch.ones((), dtype=torch.float64)
@@ -154,7 +156,7 @@ def test_converged_rows_are_frozen(name):
     assert batch.reads < 0.95 * batch.evaluations * d.numel()
 
 
-@over(TABLE)
+@over(CASES)
 def test_a_broken_row_is_nan_and_the_others_are_untouched(case):
     z = torch.tensor([[0.3, -1.0, 2.0, 0.0]], dtype=torch.float64).repeat(5, 1)
     z[1, 2], z[2], z[3, 0] = math.nan, -INF, INF
@@ -170,7 +172,7 @@ def test_a_broken_row_is_nan_and_the_others_are_untouched(case):
     assert value[[0, 4]].isfinite().all()
 
 
-@over(TABLE)
+@over(CASES)
 def test_small_vocabularies(case):
     one = fenchel.softargmax(torch.tensor([[-3.0], [1e9]], dtype=torch.float64), case.g, q=0.3)
     assert one.tolist() == [[1], [1]]

@@ -1,6 +1,5 @@
 """Derivatives of every order, under every transform, eager and compiled: each row of `tests/transforms.py`."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "transforms.md"
 MY_KL = next(case for case in MINE if case.book == "kl")
 # alpha:0 and alpha:1 are reverse_kl and kl themselves; user-made generators are slow: one stands for them
 CASES = (*{id(case.g): case for case in BUILT_IN}.values(), MY_KL)
+CHECKED = ("jeffreys", "js:0.1", "chi2", "le_cam", "alpha:1.5", "alpha:3", "alpha:-2")
 THIRD = ("kl", "jeffreys", "alpha:1.5")
 
 Z = torch.tensor([0.31, -0.42, 0.05, -0.83], dtype=torch.float64)
@@ -29,15 +29,21 @@ V = torch.tensor([0.7, -0.2, 0.5, 0.3], dtype=torch.float64)
 WEIGHT = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
 
 
-def scalar(g: Generator, temperature: float = 1.1) -> Function:
+def scalar(g: Generator) -> Function:
     """All three operators in one number."""
 
     def f(z: Tensor) -> Tensor:
-        p, value, h = (
-            call(z, g, q=Q, temperature=temperature)
-            for call in (fenchel.softargmax, fenchel.softmax_value, fenchel.entropy)
-        )
-        return (p * WEIGHT).sum(-1) + value.square() + 0.3 * h
+        return two(g)(z) + 0.3 * fenchel.entropy(z, g, q=Q, temperature=1.1)
+
+    return f
+
+
+def two(g: Generator) -> Function:
+    """Two operators, for the compiler: it takes its time, and entropy is made of the same."""
+
+    def f(z: Tensor) -> Tensor:
+        p, value = (call(z, g, q=Q, temperature=1.1) for call in (fenchel.softargmax, fenchel.softmax_value))
+        return (p * WEIGHT).sum(-1) + value.square()
 
     return f
 
@@ -59,7 +65,7 @@ def test_every_transform_works_eagerly(case):
         close(row.apply(f, Z, V), want[row.want])
 
 
-@over(CASES)
+@over(CASES[:-1])
 def test_the_formulas_that_a_compiler_sees_have_the_same_derivatives(case, monkeypatch):
     f = scalar(case.g)
     want = references(f, Z, V)
@@ -85,9 +91,9 @@ def test_improbable_and_masked_tokens_have_finite_derivatives(case, monkeypatch)
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
 
 
-@over(CASES)
+@over(tuple(case for case in BUILT_IN if case.g.name in CHECKED))
 def test_gradcheck_and_gradgradcheck(case):
-    z = torch.stack((Z, 2 * Z.flip(0))).requires_grad_()
+    z = torch.stack((Z, 0.5 * Z.flip(0))).requires_grad_()
     for call in (fenchel.softargmax, fenchel.softmax_value, fenchel.entropy):
         assert gradcheck(lambda x, call=call: call(x, case.g, q=Q), z, check_forward_ad=True)
     assert gradgradcheck(lambda x: fenchel.softargmax(x, case.g, q=Q), z, check_fwd_over_rev=True)
@@ -119,7 +125,7 @@ def compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Ten
 @pytest.mark.parametrize("row", [row for row in TRANSFORMS if row.compiled], ids=lambda row: row.name)
 def test_the_compiler_takes(row):
     name, backend = row.compiled
-    f = scalar(generator(name))
+    f = two(generator(name))
     want = references(f, Z, V)
     if row.name != "backward":
         close(compiled(lambda z, v: row.apply(f, z, v), backend)(Z, V), want[row.want])
@@ -128,14 +134,14 @@ def test_the_compiler_takes(row):
 
 
 def test_the_compiler_takes_a_generator_of_ones_own():
-    check_forward_and_backward(scalar(MY_KL.g), "aot_eager")
+    check_forward_and_backward(two(MY_KL.g), "aot_eager")
 
 
 def check_forward_and_backward(f: Function, backend: str) -> None:
     fast = compiled(f, backend)
     close(fast(Z), f(Z))
     close(ROWS["backward"].apply(fast, Z, V), references(f, Z, V)["gradient"])
-    with pytest.raises(RuntimeError, match=re.escape(ROWS["double backward"].refused)):
+    with pytest.raises(RuntimeError, match=ROWS["double backward"].refused):
         ROWS["double backward"].apply(fast, Z, V)
 
 
