@@ -20,7 +20,7 @@ from fenchel.study.errors import StudyError
 # Largest relative error of a value, or of a gradient by its norm, that float32 paths may have.
 TOLERANCE = 2e-5
 # A path that takes longer than this in a process of its own, import and compilation included, is not timed.
-MOST_SECONDS = 180.0
+MOST_SECONDS = 300.0
 
 
 def error(path: Path, given: Inputs, wanted: Result) -> float:
