@@ -51,6 +51,7 @@ class Generator:
         df0: f'(0); finite means that the operator gives exact zeros ("sparse").
         adjoint_of: makes the generator of D_f°(q||p) = D_f(p||q).
         multiplicative: unlink(a + b) = unlink(a) unlink(b), so normalising replaces solving (KL alone).
+        power: k where unlink(w) = max(w / k, 0)^k, else 0: the solver's sums are then moments of the logits.
         double: evaluate in float64 whatever the input (see `alpha`).
         source: where the divergence comes from.
         link_one: the link at u = 1, so that f' = link - link_one.
@@ -75,6 +76,7 @@ class Generator:
     df0: float
     adjoint_of: Callable[[], "Generator"] = field(repr=False)
     multiplicative: bool = False
+    power: float = 0.0
     double: bool = False
     source: str = ""
     handle: int = field(init=False, repr=False, default_factory=_numbers.__next__)
@@ -333,6 +335,7 @@ def _alpha_family(a: float) -> Generator:
         f0=1 / a if a > 0 else INF,
         df0=-1 / (a - 1) if a > 1 else -INF,
         adjoint_of=lambda: generator(f"alpha:{1 - a:.17g}"),
+        power=1 / (a - 1) if a > 1 and not near_log else 0.0,
         # float32 cannot hold u^(a-1) at large vocabularies (a < 0), and is worse conditioned than the logits themselves above 2
         double=not 0.25 <= a <= 2,
         source="Cressie & Read 1984; Blondel et al., arXiv 2501.18537, table 1 (Tsallis entropies, entmax, for q = 1)",
@@ -401,6 +404,7 @@ _TABLE: tuple[Generator, ...] = (
         of_log_ratio=_chi2,
         link=torch.exp,
         unlink=lambda w: w.clamp_min(0.0),
+        power=1.0,
         spread=torch.sign,
         dual=lambda u: u * u / 2,
         f0=0.5,

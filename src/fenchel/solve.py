@@ -6,8 +6,9 @@ relative precision in float32; tau = max(logits) - top + link(1).
 
 Newton on S(top) = sum_j q_j unlink(top - d_j) from the right end of the bracket converges monotonically, because unlink is convex for every named
 generator and alpha <= 2; it crawls while S is large, so the step is taken on link(S / sum q), which is linear for a flat row and exact for KL. A step that
-leaves the bracket becomes a bisection step (in log u), so failure is impossible; alpha > 2 goes its own way (`steep`). Iterates approach from above, so a token below the support of an
-iterate never comes back: sparse generators drop such tokens on the way ("compaction"), and converged rows are read no more ("freezing").
+leaves the bracket becomes a bisection step (in log u), so failure is impossible; alpha > 2 goes its own way (`steep`). Iterates approach from above, so a
+token below the support of an iterate never comes back: sparse generators drop such tokens on the way ("compaction"), and converged rows are read no more
+("freezing").
 """
 
 from collections.abc import Callable
@@ -57,7 +58,12 @@ Compact = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def threshold(
-    d: Tensor, q: Tensor, g: Generator, evaluate: Evaluate | None = None, compact: Compact | None = None
+    d: Tensor,
+    q: Tensor,
+    g: Generator,
+    evaluate: Evaluate | None = None,
+    compact: Compact | None = None,
+    share: float = 0.5,
 ) -> Threshold:
     """Solve sum_j q_j unlink(top - d_j) = 1 for each row.
 
@@ -67,6 +73,7 @@ def threshold(
         g: the generator.
         evaluate: a faster `sums` (compiled).
         compact: a faster `compacted` (native).
+        share: entries are dropped once no row has more than this share of them left.
     """
     evaluate, compact = evaluate or sums, compact or compacted
     n = len(d)
@@ -83,7 +90,7 @@ def threshold(
         top, used = steep_top(d, q, g, high, evaluate)
         mass, spread, support = evaluate(d, top, q, g)
         return Threshold(top, mass, spread, support, used + 1, (used + 1) * d.numel())
-    target, tolerance = g.link(-torch.log(total)), _tolerance(d.dtype, g)
+    target, tolerance = g.link(-torch.log(total)), tolerance_of(d.dtype, g)
     eps = torch.finfo(d.dtype).eps
 
     found = [high.clone(), one.clone(), one.clone(), torch.zeros_like(one, dtype=torch.int64)]
@@ -117,7 +124,7 @@ def threshold(
             d, top, low, high, support = d[keep], top[keep], low[keep], high[keep], support[keep]
             q = q[keep] if q.dim() == 2 else q
             total, target = (total[keep], target[keep]) if total.dim() == 2 else (total, target)
-        if g.sparse and 2 * int(support.max()) <= d.shape[1]:
+        if g.sparse and int(support.max()) <= share * d.shape[1]:
             d, q = compact(d, q, high - g.edge)
     return Threshold(found[0], found[1], found[2], found[3], used, reads)
 
@@ -129,7 +136,7 @@ def _total(q: Tensor, d: Tensor) -> Tensor:
     return q.sum(-1, keepdim=True) if q.dim() == 2 else q.sum()
 
 
-def _tolerance(dtype: torch.dtype, g: Generator) -> float:
+def tolerance_of(dtype: torch.dtype, g: Generator) -> float:
     """How far S may be from 1: the last step, taken on the probabilities (`polish`), squares the error where unlink is smooth."""
     if dtype == torch.float64:
         return 1e-12 if g.sparse else 1e-7

@@ -340,45 +340,53 @@ typedef struct {
     REAL *sum, *squares;
 } NAMED(Moments);
 
+/* of one row; in short float sums, added up in double */
+static inline void NAMED(row_moments)(const REAL *z, int64_t v, REAL tau, int64_t *count_out, double *sum_out,
+                                      double *squares_out) {
+    double sum = 0, squares = 0;
+    int64_t count = 0;
+    for (int64_t b = 0; b < v; b += MOMENT_BLOCK) {
+        const int64_t end = LEAST(v, b + MOMENT_BLOCK);
+        Vec s0 = {0}, s1 = {0}, t0 = {0}, t1 = {0};
+        Mask k0 = {0}, k1 = {0};
+        int64_t j = b;
+        for (; j + 2 * LANES <= end; j += 2 * LANES) {
+            const Vec x = *(const Vec *)(z + j) - tau, y = *(const Vec *)(z + j + LANES) - tau;
+            const Mask out_x = (Mask)(x <= 0), out_y = (Mask)(y <= 0); /* a NaN is not out: it reaches the sums */
+            const Vec p = (Vec)((Mask)x & ~out_x), q = (Vec)((Mask)y & ~out_y);
+            s0 += p;
+            s1 += q;
+            t0 += p * p;
+            t1 += q * q;
+            k0 -= ~out_x;
+            k1 -= ~out_y;
+        }
+        REAL s = 0, t = 0;
+        for (int64_t l = 0; l < LANES; l++) {
+            s += s0[l] + s1[l];
+            t += t0[l] + t1[l];
+            count += k0[l] + k1[l];
+        }
+        for (; j < end; j++) {
+            const REAL x = z[j] - tau;
+            if (x <= 0) continue;
+            s += x;
+            t += x * x;
+            count++;
+        }
+        sum += s;
+        squares += t;
+    }
+    *count_out = count;
+    *sum_out = sum;
+    *squares_out = squares;
+}
+
 static void NAMED(moments_rows)(void *arg, int64_t task) {
     NAMED(Moments) *m = arg;
     for (int64_t i = task * TASK_ROWS; i < LEAST(m->n, (task + 1) * TASK_ROWS); i++) {
-        const REAL *z = m->z + i * m->ld, tau = m->tau[i];
-        double sum = 0, squares = 0;
-        int64_t count = 0;
-        for (int64_t b = 0; b < m->v; b += MOMENT_BLOCK) { /* short float sums, added up in double */
-            const int64_t end = LEAST(m->v, b + MOMENT_BLOCK);
-            Vec s0 = {0}, s1 = {0}, t0 = {0}, t1 = {0};
-            Mask k0 = {0}, k1 = {0};
-            int64_t j = b;
-            for (; j + 2 * LANES <= end; j += 2 * LANES) {
-                const Vec x = *(const Vec *)(z + j) - tau, y = *(const Vec *)(z + j + LANES) - tau;
-                const Mask out_x = (Mask)(x <= 0), out_y = (Mask)(y <= 0); /* a NaN is not out: it reaches the sums */
-                const Vec p = (Vec)((Mask)x & ~out_x), q = (Vec)((Mask)y & ~out_y);
-                s0 += p;
-                s1 += q;
-                t0 += p * p;
-                t1 += q * q;
-                k0 -= ~out_x;
-                k1 -= ~out_y;
-            }
-            REAL s = 0, t = 0;
-            for (int64_t l = 0; l < LANES; l++) {
-                s += s0[l] + s1[l];
-                t += t0[l] + t1[l];
-                count += k0[l] + k1[l];
-            }
-            for (; j < end; j++) {
-                const REAL x = z[j] - tau;
-                if (x <= 0) continue;
-                s += x;
-                t += x * x;
-                count++;
-            }
-            sum += s;
-            squares += t;
-        }
-        m->count[i] = count;
+        double sum, squares;
+        NAMED(row_moments)(m->z + i * m->ld, m->v, m->tau[i], &m->count[i], &sum, &squares);
         m->sum[i] = (REAL)sum;
         m->squares[i] = (REAL)squares;
     }
@@ -388,6 +396,49 @@ void NAMED(fenchel_moments)(const REAL *z, int64_t n, int64_t v, int64_t ld, con
                             REAL *squares, int threads) {
     NAMED(Moments) m = {z, tau, n, v, ld, count, sum, squares};
     parallel(NAMED(moments_rows), &m, (n + TASK_ROWS - 1) / TASK_ROWS, threads);
+}
+
+/* ---- the threshold of a power generator, row by row, while the row sits in cache ----
+ *
+ * Rows hold logits less their largest. Solves S(top) = q sum_j max((top + z_j) / k, 0)^k = 1 for k = 1 or 2 by the solver of
+ * solve.py: Newton on the link of S / (q v), from the right end, where it converges monotonically. */
+
+typedef struct {
+    const REAL *z;
+    int64_t n, v, ld, k;
+    double q, tolerance;
+    REAL *top, *mass, *spread;
+    int64_t *support;
+} NAMED(Powers);
+
+static void NAMED(power_rows)(void *arg, int64_t task) {
+    NAMED(Powers) *m = arg;
+    const double eps = sizeof(REAL) == 4 ? 0x1p-23 : 0x1p-52;
+    for (int64_t i = task * TASK_ROWS; i < LEAST(m->n, (task + 1) * TASK_ROWS); i++) {
+        double top = m->k == 1 ? 1 / m->q : 2 / sqrt(m->q), mass, spread;
+        int64_t support;
+        for (int step = 0; step < 64; step++) {
+            double sum, squares;
+            top = (double)(REAL)top;
+            NAMED(row_moments)(m->z + i * m->ld, m->v, (REAL)-top, &support, &sum, &squares);
+            mass = m->q * (m->k == 1 ? sum : squares / 4);
+            spread = m->q * (m->k == 1 ? (double)support : sum / 2);
+            if (!(fabs(mass - 1) > m->tolerance)) break; /* a NaN row stops */
+            const double move = (m->k == 1 ? mass - 1 : 2 * (sqrt(mass) - 1) * sqrt(mass)) / spread;
+            if (fabs(move) <= eps * top) break;
+            top -= move;
+        }
+        m->top[i] = (REAL)top;
+        m->mass[i] = (REAL)mass;
+        m->spread[i] = (REAL)spread;
+        m->support[i] = support;
+    }
+}
+
+void NAMED(fenchel_powers)(const REAL *z, int64_t n, int64_t v, int64_t ld, int64_t k, double q, double tolerance, REAL *top,
+                           REAL *mass, REAL *spread, int64_t *support, int threads) {
+    NAMED(Powers) m = {z, n, v, ld, k, q, tolerance, top, mass, spread, support};
+    parallel(NAMED(power_rows), &m, (n + TASK_ROWS - 1) / TASK_ROWS, threads);
 }
 
 /* ---- gathered products ---- */

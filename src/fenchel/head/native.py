@@ -15,17 +15,19 @@ from torch import Tensor
 
 from fenchel.head import native_build
 from fenchel.head.gathered import Moments, Rows
+from fenchel.solve import Threshold
 
 TASK_ROWS = 16  # as in native.c
 SCRATCH = 0.25  # entries that one pass can keep, as a share of the logits; beyond it the logits are read once more
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 _REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
-# p: pointer, n: int64, r: one number of the element type, t: threads
+# p: pointer, n: int64, r: one number of the element type, d: a double, t: threads
 _ARGUMENTS = {
     "scan": "pnnnrpppppnpt",
     "pack": "pnnnppppnpppt",
     "moments": "pnnnppppt",
+    "powers": "pnnnnddppppt",
     "rows_times": "pppnppnnnt",
     "transpose_times": "pppnppnnnt",
 }
@@ -51,10 +53,10 @@ def _function(name: str, dtype: torch.dtype) -> Any:
     library = native_build.library()
     if library is None:
         raise RuntimeError("the native kernels are not available here; use fenchel.head.gathered")
-    kinds = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "r": _REAL[dtype], "t": ctypes.c_int}
+    kinds = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "r": _REAL[dtype], "t": ctypes.c_int, "d": ctypes.c_double}
     function = getattr(library, f"fenchel_{name}_{_SUFFIX[dtype]}")
     function.argtypes = [kinds[kind] for kind in _ARGUMENTS[name]]
-    function.restype = None if name in ("pack", "moments") else ctypes.c_int
+    function.restype = None if name in ("pack", "moments", "powers") else ctypes.c_int
     return function
 
 
@@ -146,6 +148,18 @@ def moments(logits: Tensor, tau: Tensor, *, threads: int | None = None) -> Momen
     pointers = (t.data_ptr() for t in (tau, count, total, squares))
     _function("moments", logits.dtype)(logits.data_ptr(), n, v, stride, *pointers, _threads(threads))
     return Moments(count, total, squares)
+
+
+def powers(relative: Tensor, k: int, q: float, tolerance: float, *, threads: int | None = None) -> Threshold:
+    """The threshold of q sum_j max((top + z_j) / k, 0)^k = 1, k = 1 or 2, for rows `[n, V]` of logits less their largest."""
+    n, v, stride = _logits(relative)
+    if k not in (1, 2):
+        raise ValueError(f"got k={k}; pass 1 or 2")
+    top, mass, spread = (torch.empty(n, 1, dtype=relative.dtype) for _ in range(3))
+    support = torch.empty(n, 1, dtype=torch.int64)
+    out = (t.data_ptr() for t in (top, mass, spread, support))
+    _function("powers", relative.dtype)(relative.data_ptr(), n, v, stride, k, q, tolerance, *out, _threads(threads))
+    return Threshold(top, mass, spread, support, 0, 0)
 
 
 def rows_times(rows: Rows, weight: Tensor, *, out: Tensor | None = None, threads: int | None = None) -> Tensor:

@@ -56,15 +56,16 @@ class Sparse:
         self, head: Head, hidden: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None
     ) -> None:
         """Multiplies back, as `projection.add_gradients`."""
-        p, c = self.p.with_vals(self.p.vals * head.scale), self.c * head.scale
-        if d_hidden is not None:
-            torch.mul(head.weight[self.y], -c.unsqueeze(1), out=d_hidden)
-            kernels.rows_times(p, head.weight, out=d_hidden)
-        if d_weight is not None:
-            kernels.transpose_times(p, hidden, out=d_weight)
-            d_weight.index_add_(0, self.y, hidden * -c.unsqueeze(1))
-        if d_bias is not None:
-            d_bias.index_add_(0, p.cols, p.vals).index_add_(0, self.y, -c)
+        n, v = self.p.shape
+        target = Rows(torch.arange(n + 1, device=self.y.device), self.y.to(torch.int32), -self.c, v)
+        for rows in (self.p, target):
+            rows = rows.with_vals(rows.vals * head.scale)
+            if d_hidden is not None:
+                kernels.rows_times(rows, head.weight, out=d_hidden)
+            if d_weight is not None:
+                kernels.transpose_times(rows, hidden, out=d_weight)
+            if d_bias is not None:
+                d_bias.index_add_(0, rows.cols, rows.vals)
 
 
 def sweep(

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import solve
 from ..generators import INF, Generator, operator_of
 from ..operators import excess_of
-from . import kernels
+from . import kernels, native
 from .kernels import Rows
 
 log = logging.getLogger("fenchel")
@@ -71,16 +71,17 @@ def _compiler() -> bool:
     return bool(found)
 
 
-def solved(d: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
-    """`solve.threshold` with compiled sums and native compaction."""
+def solved(r: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
+    """`solve.threshold` of rows of logits less their best [n, V]: native where S is a moment of them, else with compiled sums and native compaction."""
+    if g.power in (1.0, 2.0) and q.dim() == 0 and native.handles(r) and not g.double:
+        return native.powers(r, int(g.power), float(q), solve.tolerance_of(r.dtype, g))
+    d = -r.to(q.dtype)
     sums = tile_function(solve.sums, g, entries)
-    return solve.threshold(d, q, g, lambda d, top, q, _: sums(d, top, q), compact)
+    return solve.threshold(d, q, g, lambda d, top, q, _: sums(d, top, q), compact, share=0.125)
 
 
 def compact(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """`solve.compacted` by the row kernels, once few entries are left: a compiled pass over all of them is cheaper than moving many."""
-    if 8 * int((d < window).sum(1).max()) > d.shape[1]:
-        return d, q
+    """`solve.compacted` by the row kernels."""
     rows = kernels.above(-d, -window.squeeze(1))
     return -packed(rows, rows.vals, -torch.inf), q if q.dim() == 0 else packed(rows, measure_of(q, rows), 1.0)
 

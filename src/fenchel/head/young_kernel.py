@@ -89,45 +89,33 @@ class YoungKernel:
         """From logits less their row's best: losses, and the gradient sparse or in place of r."""
         step = max(1, BLOCK_BYTES // (r.shape[1] * r.element_size()))
         blocks = [slice(i, min(i + step, len(r))) for i in range(0, len(r), step)]
-        wide = working_dtype(self.g, r.dtype)
-        found: list[Threshold] = []
-        losses: list[Tensor] = []
-        deferred = c is not None and self.g.sparse and self.may_skip and self.smoothing == 0
-        for b in blocks:
-            d = -r[b].to(wide)
-            found.append(solved(d, self.q, self.g, self.entries))
-            if c is None or deferred:
-                losses.append(
-                    self._losses(d, y[b], tile_function(value, self.g, self.entries)(d, found[-1].top, self.q))
-                )
-            else:
-                losses.append(self._gradient(d, found[-1], y[b], c[b]))
-                r[b] = d
-        if deferred and c is not None:
-            support = float(torch.cat([t.support for t in found]).sum()) / max(1, r.numel())
-            if support < (GATHERED_NATIVE if native.handles(r) else GATHERED_TORCH):
+        found = [solved(r[b], self.q, self.g, self.entries) for b in blocks]
+        if self.g.sparse and self.may_skip and self.smoothing == 0:
+            share = float(torch.cat([t.support for t in found]).sum()) / max(1, r.numel())
+            if share < (GATHERED_NATIVE if native.handles(r) else GATHERED_TORCH):
+                gap = -r.gather(1, y.unsqueeze(1)).squeeze(1)
                 parts = [self._support(r[b], t) for b, t in zip(blocks, found, strict=True)]
-                return torch.cat(losses), Sparse(_times(_joined(parts), c), y, c)
-            for b, t in zip(blocks, found, strict=True):
-                d = -r[b].to(wide)
-                self._gradient(d, t, y[b], c[b])
+                losses = gap + torch.cat([excess for excess, _ in parts]) + one_hot_divergence(y, self.q, self.g)
+                return losses, None if c is None else Sparse(_times(_joined([p for _, p in parts]), c), y, c)
+        losses = []
+        for b, t in zip(blocks, found, strict=True):
+            d = -r[b].to(t.top.dtype)
+            losses.append(self._dense(d, t, y[b], None if c is None else c[b]))
+            if c is not None:
                 r[b] = d
         return torch.cat(losses), None
 
-    def _support(self, r: Tensor, found: Threshold) -> Rows:
-        """p on the support of a solved block."""
+    def _support(self, r: Tensor, found: Threshold) -> tuple[Tensor, Rows]:
+        """value - best and p, from the support of a solved block."""
         op = operator_of(self.g)
         rows = kernels.above(r, (self.g.edge - found.top).squeeze(1).to(r.dtype))
-        shift = (1 - found.mass) / found.spread
-        index = rows.row_index()
+        index, q = rows.row_index(), measure_of(self.q, rows)
         u = op.unlink(found.top.squeeze(1)[index] + rows.vals.to(found.top.dtype))
-        p = measure_of(self.q, rows) * (u + op.spread(u) * shift.squeeze(1)[index])
-        return _positive(rows.with_vals(p.clamp_min(0.0).to(r.dtype)))
-
-    def _losses(self, d: Tensor, y: Tensor, excess: Tensor) -> Tensor:
-        """gap + excess + D_f(y||q), before d is overwritten."""
-        gap, offset = self._target(d, y)
-        return gap + excess + offset
+        gain = torch.zeros(len(r), dtype=torch.float64, device=r.device).index_add_(0, index, (q * op.dual(u)).double())
+        excess = gain + (self.g.link_one - self.g.f0 - found.top.double()).squeeze(1)
+        shift = (1 - found.mass) / found.spread
+        p = q * (u + op.spread(u) * shift.squeeze(1)[index])
+        return excess.to(r.dtype), _positive(rows.with_vals(p.clamp_min(0.0).to(r.dtype)))
 
     def _target(self, d: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """<y, best - z> and D_f(y||q) of the smoothed one-hot target."""
@@ -147,9 +135,11 @@ class YoungKernel:
 
         return gap, part(1 - eps + low) + (count - 1) * part(low) + self.g.f0
 
-    def _gradient(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor) -> Tensor:
-        """Losses; d becomes c (p - y)."""
+    def _dense(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor | None) -> Tensor:
+        """Losses; with c, d becomes c (p - y)."""
         gap, offset = self._target(d, y)
+        if c is None:
+            return gap + tile_function(value, self.g, self.entries)(d, found.top, self.q) + offset
         live = d < INF if self.smoothing > 0 else None
         c = c.to(d.dtype).unsqueeze(1)
         shift = (1 - found.mass) / found.spread
