@@ -2,6 +2,8 @@
 
 from .divergences import bhattacharyya, cauchy_schwarz, divergence, renyi, skew_divergence
 from .generators import Generator, generator, generator_names
+from .head.divergence import linear_divergence
+from .head.logp import LogProbabilities, linear_logp
 from .head.rows import linear_rows
 from .head.young import linear_fenchel_young
 from .losses.fenchel_young import FenchelYoungLoss, fenchel_young
@@ -12,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FenchelYoungLoss",
     "Generator",
+    "LogProbabilities",
     "bhattacharyya",
     "cauchy_schwarz",
     "divergence",
@@ -19,7 +22,9 @@ __all__ = [
     "fenchel_young",
     "generator",
     "generator_names",
+    "linear_divergence",
     "linear_fenchel_young",
+    "linear_logp",
     "linear_rows",
     "renyi",
     "sigmoid",

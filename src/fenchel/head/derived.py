@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .rows import Call, RowsGrad
 
-__all__ = ["PerRow", "Total"]
+__all__ = ["rows_of", "total"]
 
 
 class Fast(Protocol):
@@ -26,6 +26,11 @@ class Fast(Protocol):
         """How many of the tensors have gradients: the first ones."""
         ...
 
+    @property
+    def constants(self) -> int:
+        """How many of the tensors, the last ones, are constants that the tile holds itself."""
+        ...
+
     def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> tuple[Tensor, ...]:
         """The rows; given c, of their shape, also the wanted gradients of sum(c rows), anything for the others."""
         ...
@@ -37,7 +42,7 @@ def _opaque(call: Fast, tensors: tuple[Tensor | None, ...], c: Tensor, want: lis
 
 
 def _differentiable(call: Fast, tensors: tuple[Tensor | None, ...], c: Tensor) -> tuple[Tensor | None, ...]:
-    return RowsGrad.apply(call.tile, c, *tensors)[: call.free]  # pyright: ignore[reportOptionalSubscript]
+    return RowsGrad.apply(call.tile, c, *tensors[: len(tensors) - call.constants])[: call.free]  # pyright: ignore[reportOptionalSubscript]
 
 
 def _second() -> bool:
@@ -45,9 +50,13 @@ def _second() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-class PerRow(torch.autograd.Function):
+def rows_of(call: Fast, *tensors: Tensor | None) -> Tensor:
     """The rows; the backward pass recomputes each tile with the upstream gradient."""
+    out: Tensor = _PerRow.apply(call, *tensors)  # pyright: ignore[reportAssignmentType]
+    return out
 
+
+class _PerRow(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -67,29 +76,51 @@ class PerRow(torch.autograd.Function):
         return (None, *grads, *[None] * (len(tensors) - call.free))
 
 
-class Total(torch.autograd.Function):
-    """sum(c rows), its gradients made in the forward pass; a differentiated backward pass recomputes."""
+def total(call: Fast, want: list[bool], c: Tensor, *tensors: Tensor | None) -> Tensor:
+    """sum(c rows), its gradients made in the forward pass; a differentiated backward pass recomputes.
 
+    The gradients wait in a list rather than among the saved tensors: the backward pass takes them out, so that autograd can keep them as they are
+    instead of copying them. A compiler cannot follow a list, and saves them.
+    """
+    made = None if torch.compiler.is_compiling() else []
+    return _Total.apply(call, want, made, c, *tensors)[0]  # pyright: ignore[reportOptionalSubscript]
+
+
+class _Total(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(call: Fast, want: list[bool], c: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        call: Fast, want: list[bool], made: list[Tensor] | None, c: Tensor, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         rows, *grads = call.op(tensors, c if any(want) else None, want)
-        return (rows * c).sum(), *grads
+        value = (rows * c).sum()
+        if made is None:
+            return value, *grads
+        made.extend(grads)
+        return (value,)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.call, ctx.want, *tensors = inputs
-        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.call, ctx.want, ctx.made, c, *tensors = inputs
+        ctx.save_for_backward(c, *tensors, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        call = ctx.call
-        c, *tensors = ctx.saved_tensors[: -call.free]
+        call, saved = ctx.call, ctx.saved_tensors
+        c, *tensors = saved if ctx.made is not None else saved[: -call.free]
         if _second() or not any(ctx.want):
             grads = _differentiable(call, tuple(tensors), g * c)
-        else:
-            made = ctx.saved_tensors[-call.free :]
+        elif ctx.made is None:
+            made = saved[-call.free :]
             grads = [x * g.to(x.dtype) if used else None for x, used in zip(made, ctx.want, strict=True)]
-        return (None, None, None, *grads, *[None] * (len(tensors) - call.free))
+        elif ctx.made:
+            grads = [x if used else None for x, used in zip(ctx.made, ctx.want, strict=True)]
+            ctx.made.clear()
+            if g.is_cuda or float(g) != 1:
+                for x in grads:
+                    _ = None if x is None else x.mul_(g.to(x.dtype))
+        else:
+            grads = _opaque(call, tuple(tensors), g * c, ctx.want)  # a retained graph: the made ones were given away
+        return (None, None, None, None, *grads, *[None] * (len(tensors) - call.free))

@@ -14,12 +14,12 @@ from ..checks import check_positive, check_reduction
 from ..generators import Generator, by_handle
 from ..generators import generator as named
 from ..terms import check_skew, terms
-from .derived import PerRow, Total
+from .derived import rows_of, total
 from .divergence_tiles import divergence_
-from .projection import MEMORY, check_head, logits_of, rows_per_tile
+from .projection import MEMORY, autocast, check_head, logits_of, rows_per_tile
 from .rows import slices_of
 from .sweep import Head, sweep
-from .young import autocast, one_by_one
+from .young import one_by_one
 
 __all__ = ["linear_divergence"]
 
@@ -80,7 +80,9 @@ def linear_divergence(
     heads = [_checked(name, head, cap, s) for name, head, cap, s in zip("pq", (p, q), caps, scales, strict=True)]
     lead = heads[0][0].shape[:-1]
     if heads[1][0].shape[:-1] != lead:
-        raise ValueError(f"q: got hidden states {list(heads[1][0].shape[:-1])}, p has {list(lead)}; pass the same rows to both heads")
+        raise ValueError(
+            f"q: got hidden states {list(heads[1][0].shape[:-1])}, p has {list(lead)}; pass the same rows to both heads"
+        )
     if heads[0][0].device != heads[1][0].device:
         raise ValueError(f"q: got device {heads[1][0].device}, p is on {heads[0][0].device}; move one of them")
     heads = _common(heads, vocabulary)
@@ -89,12 +91,11 @@ def linear_divergence(
     tile = PairTile(g, skew, temperature, caps, scales, rows_per_tile(len(heads[0][1]), 32, memory))
     call = DivergenceCall(g, skew, temperature, caps, scales, memory, tile)
     if reduction == "none":
-        rows: Tensor = PerRow.apply(call, *flat, counted)  # pyright: ignore[reportAssignmentType]
-        return rows.view(lead)
+        return rows_of(call, *flat, counted).view(lead)
     size = counted.sum().clamp_min(1) if reduction == "mean" else counted.new_ones((), dtype=torch.int64)
     c = (counted / size.double()).to(_wide(flat[0], flat[3]))
     want = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in flat]
-    return Total.apply(call, want, c, *flat, counted)[0]  # pyright: ignore[reportOptionalSubscript]
+    return total(call, want, c, *flat, counted)
 
 
 def _pair(name: str, x: Any) -> tuple[Any, Any]:
@@ -127,7 +128,9 @@ def _common(heads: list[Any], vocabulary: int | None) -> list[tuple[Tensor, Tens
             )
         return heads
     if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 1 <= vocabulary <= min(sizes):
-        raise ValueError(f"vocabulary: got {vocabulary!r} for heads of V = {sizes[0]} and {sizes[1]}; pass 1 to {min(sizes)}")
+        raise ValueError(
+            f"vocabulary: got {vocabulary!r} for heads of V = {sizes[0]} and {sizes[1]}; pass 1 to {min(sizes)}"
+        )
     return [(h, w[:vocabulary], None if b is None else b[:vocabulary]) for h, w, b in heads]
 
 
@@ -136,7 +139,9 @@ def _check_mask(mask: Tensor | None, lead: torch.Size, device: torch.device) -> 
     if mask is None:
         return torch.ones(lead.numel(), dtype=torch.bool, device=device)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"mask: got {mask.dtype if isinstance(mask, Tensor) else type(mask).__name__}; pass bool {list(lead)}, True where a row counts")
+        raise TypeError(
+            f"mask: got {mask.dtype if isinstance(mask, Tensor) else type(mask).__name__}; pass bool {list(lead)}, True where a row counts"
+        )
     if mask.shape != lead or mask.device != device:
         raise ValueError(f"mask: got shape {list(mask.shape)} on {mask.device}; pass {list(lead)} on {device}")
     return mask.reshape(-1)
@@ -161,7 +166,9 @@ class PairTile:
     rows: int
     shared = (1, 2, 4, 5)
 
-    def __call__(self, hp: Tensor, wp: Tensor, bp: Tensor | None, hq: Tensor, wq: Tensor, bq: Tensor | None, counted: Tensor) -> Tensor:
+    def __call__(
+        self, hp: Tensor, wp: Tensor, bp: Tensor | None, hq: Tensor, wq: Tensor, bq: Tensor | None, counted: Tensor
+    ) -> Tensor:
         logs = []
         for h, w, b, cap, scale in zip((hp, hq), (wp, wq), (bp, bq), self.caps, self.scales, strict=True):
             z = logits_of(torch.where(counted.unsqueeze(1), h, 0.0), w, b, cap, scale).to(_wide(hp, hq))
@@ -184,6 +191,7 @@ class DivergenceCall:
     memory: int
     tile: PairTile
     free = 6
+    constants = 0
 
     def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> Any:
         numbers = (self.g.handle, self.skew, self.temperature, *self.caps, *map(float, self.scales), self.memory)
@@ -217,7 +225,9 @@ def _divergence(
         Head(hp[keep], wp, bp, cap_p, scale_p, (want[0], want[1], want[2])),
         Head(hq[keep], wq, bq, cap_q, scale_q, (want[3], want[4], want[5])),
     ]
-    kernel = DivergenceKernel(by_handle(number), skew, temperature, (any(want[:3]), any(want[3:])), dtype, len(keep) * len(wp))
+    kernel = DivergenceKernel(
+        by_handle(number), skew, temperature, (any(want[:3]), any(want[3:])), dtype, len(keep) * len(wp)
+    )
     part, totals = sweep(heads, kernel, None if c is None else c[keep].to(dtype), memory)
     rows = torch.zeros(len(counted), dtype=dtype, device=hp.device).index_copy_(0, keep, part.to(dtype))
     out = []
@@ -225,12 +235,24 @@ def _divergence(
         if x is None or like is None:
             out.append(hp.new_empty(0))
         else:
-            out.append(torch.zeros_like(like).index_copy_(0, keep, x.to(like.dtype)) if i % 3 == 0 else x.to(like.dtype))
+            out.append(
+                torch.zeros_like(like).index_copy_(0, keep, x.to(like.dtype)) if i % 3 == 0 else x.to(like.dtype)
+            )
     return rows, out[0], out[1], out[2], out[3], out[4], out[5]
 
 
 @_divergence.register_fake
-def _(hp: Tensor, wp: Tensor, bp: Tensor | None, hq: Tensor, wq: Tensor, bq: Tensor | None, counted: Tensor, c: Tensor | None, *rest: Any) -> Any:
+def _(
+    hp: Tensor,
+    wp: Tensor,
+    bp: Tensor | None,
+    hq: Tensor,
+    wq: Tensor,
+    bq: Tensor | None,
+    counted: Tensor,
+    c: Tensor | None,
+    *rest: Any,
+) -> Any:
     rows = hp.new_empty(len(counted), dtype=_wide(hp, hq))
     like = zip((hp, wp, bp, hq, wq, bq), rest[-1], strict=True)
     return rows, *(torch.empty_like(x) if w and x is not None and c is not None else hp.new_empty(0) for x, w in like)
@@ -261,4 +283,9 @@ class DivergenceKernel:
         step = max(1, n // BLOCKS)
         parts = [slice(i, i + step) for i in range(0, n, step)]
         zp, zq = logits
-        return torch.cat([divergence_(zp[s], zq[s], None if c is None else c[s], self.needed, self.g, self.skew, self.entries) for s in parts]), None
+        return torch.cat(
+            [
+                divergence_(zp[s], zq[s], None if c is None else c[s], self.needed, self.g, self.skew, self.entries)
+                for s in parts
+            ]
+        ), None

@@ -77,6 +77,6 @@ def _traced(
 
 
 def _expm1(t: Tensor) -> Tensor:
-    # 2 tanh / (1 - tanh) of t/2: as accurate, for the t <= 0 that terms are made of
+    # for t <= 0, which most terms are made of, 2 h / (1 - h) with h = tanh(t/2); exp(t) times its negative at -t for the others
     half = torch.tanh(t / 2)
-    return 2 * half / (1 - half)
+    return 2 * half / (1 + half.abs()) * torch.relu(t).exp()

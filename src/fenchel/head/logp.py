@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ..checks import check_positive
 from ..losses.fenchel_young import check_target
-from .derived import PerRow
-from .projection import MEMORY, check_head, rows_per_tile
+from .derived import rows_of
+from .projection import MEMORY, autocast, check_head, rows_per_tile
 from .rows import Tile
 from .sweep import Head, sweep
 from .tiles import tile_function
-from .young import autocast, one_by_one
+from .young import one_by_one
 
 __all__ = ["LogProbabilities", "linear_logp"]
 
@@ -90,7 +90,7 @@ def linear_logp(
         raise TypeError(f"target: got dtype {target.dtype}; pass class indices {list(lead)} (int64)")
     tile = Tile(_Rows(temperature, ignore_index), softcap, float(scale), rows_per_tile(len(weight), 16, memory))
     call = LogpCall(temperature, ignore_index, softcap, float(scale), memory, tile)
-    out: Tensor = PerRow.apply(call, hidden.reshape(-1, hidden.shape[-1]), weight, bias, y)  # pyright: ignore[reportAssignmentType]
+    out = rows_of(call, hidden.reshape(-1, hidden.shape[-1]), weight, bias, y)
     logp, entropy, lse = out.unbind(1)
     return LogProbabilities(logp.view(lead), entropy.view(lead), lse.view(lead))
 
@@ -122,6 +122,7 @@ class LogpCall:
     memory: int
     tile: Tile
     free = 3
+    constants = 0
 
     def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> Any:
         return _logp(*tensors, c, self.temperature, self.ignore_index, self.softcap, self.scale, self.memory, want)  # pyright: ignore[reportArgumentType]
@@ -150,14 +151,19 @@ def _logp(
     rows = torch.zeros(len(y), 3, dtype=head.dtype, device=y.device)
     if len(keep):
         rows.index_copy_(0, keep, part)
-    out = [hidden.new_empty(0) if x is None or like is None else x.to(like.dtype) for x, like in zip(grads, (hidden, weight, bias), strict=True)]
+    out = [
+        hidden.new_empty(0) if x is None or like is None else x.to(like.dtype)
+        for x, like in zip(grads, (hidden, weight, bias), strict=True)
+    ]
     if want[0] and c is not None:
         out[0] = torch.zeros_like(hidden).index_copy_(0, keep, out[0])
     return rows, out[0], out[1], out[2]
 
 
 @_logp.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, c: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, c: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = hidden.new_empty(len(hidden), 3, dtype=torch.promote_types(hidden.dtype, torch.float32))
     like = zip((hidden, weight, bias), rest[-1], strict=True)
     grads = [torch.empty_like(x) if w and x is not None and c is not None else hidden.new_empty(0) for x, w in like]

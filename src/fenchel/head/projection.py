@@ -1,6 +1,7 @@
 """hidden @ weight.T with all that models put between the product and the logits, forward and backward."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,15 @@ from ..checks import check_floating, check_positive
 MEMORY = 48 * 2**20
 # columns of a half-precision weight that are widened at once on a CPU
 BLOCK = 4096
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Tensors in autocast's dtype where it is on, as torch's own linear would."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
 
 
 def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> torch.Size:

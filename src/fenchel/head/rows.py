@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .projection import MEMORY, check_head, logits_of, rows_per_tile
+from .projection import MEMORY, autocast, check_head, logits_of, rows_per_tile
 
 __all__ = ["linear_rows"]
 
@@ -58,15 +58,20 @@ def linear_rows(
         >>> torch.allclose(spread, (hidden @ weight.T).std(-1), atol=1e-5)
         True
     """
+    hidden, weight, bias = autocast(hidden, weight, bias)
     lead = check_head(hidden, weight, bias, softcap, scale)
     n = lead.numel()
     for i, a in enumerate(row_args):
         if not isinstance(a, Tensor) or a.shape[: len(lead)] != lead:
             got = f"shape {tuple(a.shape)}" if isinstance(a, Tensor) else type(a).__name__
-            raise ValueError(f"row_args[{i}]: got {got}; pass a tensor whose leading shape is that of hidden, {list(lead)}")
+            raise ValueError(
+                f"row_args[{i}]: got {got}; pass a tensor whose leading shape is that of hidden, {list(lead)}"
+            )
     flat = [a.reshape(n, *a.shape[len(lead) :]) for a in row_args]
     tile = Tile(fn, softcap, float(scale), rows_per_tile(weight.shape[0], 4, memory))
-    out: Tensor = Rows.apply(tile, hidden.reshape(n, hidden.shape[-1]), weight, bias, *flat)  # pyright: ignore[reportAssignmentType]
+    # off, so that the backward pass, which autocast does not reach, recomputes what the forward pass computed
+    with torch.autocast(hidden.device.type, enabled=False):
+        out: Tensor = Rows.apply(tile, hidden.reshape(n, hidden.shape[-1]), weight, bias, *flat)  # pyright: ignore[reportAssignmentType]
     return out.view(*lead, *out.shape[1:])
 
 
@@ -113,7 +118,10 @@ class _Split:
     """Which arguments a derivative is taken of, and how to put a tile's arguments together."""
 
     def __init__(self, call: Call, tensors: tuple[Tensor | None, ...]) -> None:
-        self.all, self.shared = tensors, call.shared
+        self.like, self.shared = tensors, call.shared
+        # CPUs without half-precision units multiply widened matrices several times faster; and gradients of tiles stay whole
+        heads = len(call.shared) // 2 * 3
+        self.all = tuple(_wide(x) if i < heads else x for i, x in enumerate(tensors))
         self.free = [i for i, x in enumerate(self.all) if x is not None and x.is_floating_point()]
 
     def tile(self, s: slice) -> list[Any]:
@@ -126,6 +134,10 @@ class _Split:
         return tile
 
 
+def _wide(x: Tensor | None) -> Tensor | None:
+    return x if x is None or x.is_cuda else x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _vjp(call: Call, split: _Split, tile: list[Any], g: Tensor, free: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     # grad of <g, rows> rather than vjp: a pullback called after its level has ended finds dead tensors under vmap
     return torch.func.grad(lambda *x: (call(*split.join(tile, x)) * g).sum(), argnums=tuple(range(len(free))))(*free)
@@ -135,12 +147,12 @@ def _collect(split: _Split, parts: list[tuple[Tensor, ...]]) -> list[Tensor | No
     """Gradients of all tensors: rows are concatenated, what they share is summed in float32 at least."""
     grads: list[Tensor | None] = [None] * len(split.all)
     for k, i in enumerate(split.free):
-        pieces, like = [p[k] for p in parts], split.all[i]
+        pieces, like = [p[k] for p in parts], split.like[i]
         assert like is not None
         if i in split.shared:
             grads[i] = _sum(pieces, torch.promote_types(like.dtype, torch.float32)).to(like.dtype)
         else:
-            grads[i] = torch.cat(pieces)
+            grads[i] = torch.cat(pieces).to(like.dtype)
     return grads
 
 
@@ -201,7 +213,9 @@ class RowsGrad(torch.autograd.Function):
             u = tuple(upstream[i] if i in split.shared else upstream[i][s] for i in split.free)  # pyright: ignore[reportOptionalSubscript]
 
             def paired(g: Tensor, *x: Tensor, tile: list[Any] = tile, u: tuple[Any, ...] = u) -> Tensor:
-                return torch.stack([(a * b).sum() for a, b in zip(_vjp(ctx.call, split, tile, g, x), u, strict=True)]).sum()
+                return torch.stack(
+                    [(a * b).sum() for a, b in zip(_vjp(ctx.call, split, tile, g, x), u, strict=True)]
+                ).sum()
 
             g_part, *rest = torch.func.grad(paired, argnums=tuple(range(1 + len(free))))(g[s], *free)
             g_parts.append(g_part)

@@ -17,8 +17,9 @@ from ..checks import reference
 from ..generators import Generator, by_handle
 from ..losses.fenchel_young import YoungSpec, check_class_weight, check_target, reduce, young_rows, young_spec
 from ..operators import working_dtype
-from .projection import MEMORY, check_head, rows_per_tile
-from .rows import Rows, RowsGrad, Tile
+from .derived import rows_of, total
+from .projection import MEMORY, autocast, check_head, rows_per_tile
+from .rows import Rows, Tile
 from .sweep import Head, sweep
 from .young_kernel import YoungKernel
 
@@ -88,16 +89,7 @@ def linear_fenchel_young(
         rows: Tensor = Rows.apply(tile, flat, weight, bias, y)  # pyright: ignore[reportAssignmentType]
         return reduce(rows, _size(y, w_, ignore_index), reduction, lead)
     call = YoungCall(spec, ignore_index, softcap, float(scale), memory, tile)
-    return run(call, flat, weight, bias, y, q_, w_, lead)
-
-
-def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """Tensors in autocast's dtype where it is on, as torch's own linear would."""
-    first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
-    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
+    return _run(call, flat, weight, bias, y, q_, w_, lead)
 
 
 def _rows_of(
@@ -121,7 +113,7 @@ def _size(y: Tensor, class_weight: Tensor | None, ignore_index: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class YoungCall:
-    """The arguments of one call that are no tensors."""
+    """One call: what is no tensor. Its tensors are hidden, weight, bias, y, q and the class weights."""
 
     spec: YoungSpec
     ignore_index: int
@@ -129,20 +121,15 @@ class YoungCall:
     scale: float
     memory: int
     tile: Tile
+    free = 3
+    constants = 2
 
-    def op(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        y: Tensor,
-        q: Tensor,
-        w: Tensor | None,
-        c: Tensor | None,
-        want: list[bool],
-    ) -> Any:
+    def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> tuple[Tensor, ...]:
+        """`Fast.op`."""
         s = self.spec
-        numbers = (
+        return _young(
+            *tensors,
+            c,
             s.temperature,
             s.label_smoothing,
             self.ignore_index,
@@ -150,11 +137,11 @@ class YoungCall:
             self.scale,
             s.generator.handle,
             self.memory,
+            want,
         )
-        return _young(hidden, weight, bias, y, q, w, c, *numbers, want)
 
 
-def run(
+def _run(
     call: YoungCall,
     hidden: Tensor,
     weight: Tensor,
@@ -164,83 +151,14 @@ def run(
     w: Tensor | None,
     lead: torch.Size,
 ) -> Tensor:
-    """The reduced loss."""
+    tensors = (hidden, weight, bias, y, q, w)
     if call.spec.reduction == "none":
-        rows: Tensor = PerRow.apply(call, hidden, weight, bias, y, q, w)  # pyright: ignore[reportAssignmentType]
-        return rows.view(lead)
+        return rows_of(call, *tensors).view(lead)
     size = _size(y, w, call.ignore_index)
-    each = (
-        torch.ones((), dtype=torch.float64, device=y.device)
-        if call.spec.reduction == "sum"
-        else 1 / torch.where(size > 0, size, 1.0)
-    )
+    each = torch.ones_like(size) if call.spec.reduction == "sum" else 1 / torch.where(size > 0, size, 1.0)
     c = torch.where(y != call.ignore_index, each, 0.0).to(torch.promote_types(hidden.dtype, torch.float32))
     want = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in (hidden, weight, bias)]
-    return Total.apply(call, want, hidden, weight, bias, y, q, w, c)[0]  # pyright: ignore[reportOptionalSubscript]
-
-
-class PerRow(torch.autograd.Function):
-    """Per-row losses; the backward pass recomputes each tile with the upstream gradient."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        call: YoungCall, hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, q: Tensor, w: Tensor | None
-    ) -> Tensor:
-        return call.op(hidden, weight, bias, y, q, w, None, [False] * 3)[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.call, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, y, q, w = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grads = RowsGrad.apply(ctx.call.tile, g, hidden, weight, bias, y)[:3]  # pyright: ignore[reportOptionalSubscript]
-        else:
-            want = [bool(x) for x in ctx.needs_input_grad[1:4]]
-            _, *grads = ctx.call.op(hidden, weight, bias, y, q, w, g, want)
-            grads = [x if used else None for x, used in zip(grads, want, strict=True)]
-        return (None, *grads, None, None, None)
-
-
-class Total(torch.autograd.Function):
-    """sum_i c_i loss_i, its gradients made in the forward pass; a differentiated backward pass recomputes."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        call: YoungCall,
-        want: list[bool],
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        y: Tensor,
-        q: Tensor,
-        w: Tensor | None,
-        c: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows, *grads = call.op(hidden, weight, bias, y, q, w, c if any(want) else None, want)
-        return (rows * c).sum(), *grads
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.call, ctx.want, *tensors = inputs
-        ctx.save_for_backward(*tensors, *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, y, q, w, c, *made = ctx.saved_tensors
-        if (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or not any(ctx.want):
-            grads = RowsGrad.apply(ctx.call.tile, g * c, hidden, weight, bias, y)[:3]  # pyright: ignore[reportOptionalSubscript]
-        else:
-            grads = [x * g.to(x.dtype) if used else None for x, used in zip(made, ctx.want, strict=True)]
-        return (None, None, *grads, None, None, None, None)
+    return total(call, want, c, *tensors)
 
 
 @torch.library.custom_op("fenchel::young", mutates_args=())
