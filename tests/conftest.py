@@ -38,7 +38,9 @@ def poison_empty() -> None:
             out = make(*args, **kwargs)
             if torch.compiler.is_compiling() or not (out.is_floating_point() and out.device.type in ("cpu", "cuda")):
                 return out
-            return out.detach().fill_(float("nan")).requires_grad_(out.requires_grad)
+            filled = out.detach().fill_(float("nan"))
+            # not unless it is needed: functorch refuses the call
+            return filled.requires_grad_() if out.requires_grad else filled
 
         return filled
 
