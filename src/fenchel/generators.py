@@ -88,6 +88,10 @@ class Generator:
         _live[self.handle] = self
         object.__setattr__(self, "link_one", float(self.link(torch.zeros((), dtype=torch.float64))))
         object.__setattr__(self, "edge", self.df0 + self.link_one)
+        if self.sparse and self.spread is not None and float(self.spread(torch.zeros((), dtype=torch.float64))) != 0:
+            raise ValueError(
+                f"generator {self.name!r}: spread(0) is not 0 though f'(0) is finite; multiply it by torch.sign(u)"
+            )
 
     @property
     def sparse(self) -> bool:
