@@ -16,7 +16,9 @@ N, D, V = 13, 6, 37
 Function = Callable[..., Tensor]
 
 
-def logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None = None, scale: float = 1.0) -> Tensor:
+def logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None = None, scale: float = 1.0
+) -> Tensor:
     z = hidden @ weight.T
     z = z if bias is None else z + bias
     z = z * scale
@@ -81,7 +83,9 @@ def log_rows(z: Tensor, y: Tensor) -> Tensor:
 
 
 def distilled(name: str, teacher_first: bool = True) -> Head:
-    def fused(h: Tensor, w: Tensor, b: Tensor | None, *, softcap: float | None = None, scale: float = 1.0, **more: Any) -> Tensor:
+    def fused(
+        h: Tensor, w: Tensor, b: Tensor | None, *, softcap: float | None = None, scale: float = 1.0, **more: Any
+    ) -> Tensor:
         teacher, student = other(h, len(w)), (h, w, b)
         pair = (teacher, student) if teacher_first else (student, teacher)
         order = slice(None) if teacher_first else slice(None, None, -1)
@@ -128,7 +132,9 @@ def derivatives(f: Function, tensors: list[Tensor], upstream: Tensor | None = No
     return [out.detach(), *torch.autograd.grad(total, tensors)]
 
 
-def same(f: Function, g: Function, tensors: list[Tensor], upstream: Tensor | None = None, tolerance: float = 1e-10) -> None:
+def same(
+    f: Function, g: Function, tensors: list[Tensor], upstream: Tensor | None = None, tolerance: float = 1e-10
+) -> None:
     """Values and every gradient agree."""
     for got, want in zip(derivatives(f, tensors, upstream), derivatives(g, tensors, upstream), strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=tolerance)
@@ -142,7 +148,9 @@ def no_worse(f: Function, dense: Function, tensors: list[Tensor], upstream: Tens
     """
     wide = [t.detach().double().requires_grad_() for t in tensors]
     exact = derivatives(dense, wide, upstream)
-    for got, usual, want in zip(derivatives(f, tensors, upstream), derivatives(dense, tensors, upstream), exact, strict=True):
+    for got, usual, want in zip(
+        derivatives(f, tensors, upstream), derivatives(dense, tensors, upstream), exact, strict=True
+    ):
         own = torch.finfo(got.dtype).eps * want.abs()
         allowed = (usual.double() - want).abs() + own + 16 * 2**-24 * (1 + want.abs().max())
         over = (got.double() - want).abs() / allowed

@@ -204,9 +204,7 @@ def test_gradients_of_a_batch_of_weights(head, monkeypatch):
     got = torch.func.vmap(torch.func.grad(f))(weights)
     want = torch.stack([torch.func.grad(g)(w) for w in weights])
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
-    torch.testing.assert_close(
-        torch.func.vmap(f)(weights), torch.stack([g(w) for w in weights]), rtol=0, atol=1e-10
-    )
+    torch.testing.assert_close(torch.func.vmap(f)(weights), torch.stack([g(w) for w in weights]), rtol=0, atol=1e-10)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -214,9 +212,16 @@ def test_gradients_of_a_batch_of_weights(head, monkeypatch):
 def test_compiled_whole(head, monkeypatch):
     tensors = parts()
     fixed(monkeypatch)
+    torch._dynamo.reset()
     f = lambda *x: head.fused(*x, memory=20 * ROW)
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     same(compiled, f, tensors, upstream_of(head, tensors), 1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*tensors), f(*tensors), rtol=0, atol=1e-12)
+    slope = lambda *x: torch.func.grad(lambda *y: f(*y).square().sum(), (0, 1, 2))(*x)
+    plain = [t.detach() for t in tensors]
+    for got, want in zip(torch.compile(slope, fullgraph=True, backend="aot_eager")(*plain), slope(*plain), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
 @over(FEW)
@@ -225,7 +230,8 @@ def test_autocast_is_a_cast_of_the_head(head, monkeypatch):
     tensors = parts(torch.float32)
     half = [t.detach().bfloat16().requires_grad_() for t in tensors]
     with torch.autocast("cpu", torch.bfloat16):
-        got = derivatives(head.fused, tensors)
+        out = head.fused(*tensors)
+    got = [out.detach(), *torch.autograd.grad(out.sum(), tensors)]
     want = derivatives(head.fused, half)
     assert [g.dtype for g in got] == [torch.float32] * 4
     for a, b in zip(got, want, strict=True):

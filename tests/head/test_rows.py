@@ -16,10 +16,23 @@ def scaled(z: Tensor, by: Tensor, shift: Tensor, y: Tensor) -> Tensor:
 
 
 def test_arguments_by_row_receive_gradients():
-    tensors = [*parts(), torch.randn(N, dtype=torch.float64, requires_grad=True), torch.randn(N, 3, dtype=torch.float64, requires_grad=True)]
+    tensors = [
+        *parts(),
+        torch.randn(N, dtype=torch.float64, requires_grad=True),
+        torch.randn(N, 3, dtype=torch.float64, requires_grad=True),
+    ]
     y = torch.arange(N) % V
     fused = lambda h, w, b, by, shift: linear_rows(
-        lambda z, *more: scaled(z, more[0], more[1] + 1, more[2]), h, w, by, shift, y, bias=b, softcap=4.0, scale=0.5, memory=100 * V
+        lambda z, *more: scaled(z, more[0], more[1] + 1, more[2]),
+        h,
+        w,
+        by,
+        shift,
+        y,
+        bias=b,
+        softcap=4.0,
+        scale=0.5,
+        memory=100 * V,
     )
     dense = lambda h, w, b, by, shift: scaled(logits(h, w, b, 4.0, 0.5), by, shift + 1, y)
     same(fused, dense, tensors, torch.randn(N, 2, dtype=torch.float64))
@@ -50,7 +63,9 @@ def test_a_gradient_only_where_it_is_asked_for():
     hidden, weight, bias = parts()
     out = linear_rows(lambda z: z.exp().sum(-1), hidden.detach(), weight.detach(), bias=bias)
     (grad,) = torch.autograd.grad(out.sum(), bias)
-    torch.testing.assert_close(grad, derivatives(lambda b: logits(hidden.detach(), weight.detach(), b).exp(), [bias])[1])
+    torch.testing.assert_close(
+        grad, derivatives(lambda b: logits(hidden.detach(), weight.detach(), b).exp(), [bias])[1]
+    )
 
 
 @pytest.mark.parametrize(

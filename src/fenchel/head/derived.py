@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .rows import Call, RowsGrad
+from .rows import Call, RowsGrad, applied, fresh
 
 __all__ = ["rows_of", "total"]
 
@@ -42,7 +42,7 @@ def _opaque(call: Fast, tensors: tuple[Tensor | None, ...], c: Tensor, want: lis
 
 
 def _differentiable(call: Fast, tensors: tuple[Tensor | None, ...], c: Tensor) -> tuple[Tensor | None, ...]:
-    return RowsGrad.apply(call.tile, c, *tensors[: len(tensors) - call.constants])[: call.free]  # pyright: ignore[reportOptionalSubscript]
+    return applied(RowsGrad, call.tile, c, *tensors[: len(tensors) - call.constants])[: call.free]
 
 
 def _second() -> bool:
@@ -52,8 +52,7 @@ def _second() -> bool:
 
 def rows_of(call: Fast, *tensors: Tensor | None) -> Tensor:
     """The rows; the backward pass recomputes each tile with the upstream gradient."""
-    out: Tensor = _PerRow.apply(call, *tensors)  # pyright: ignore[reportAssignmentType]
-    return out
+    return applied(_PerRow, call, *tensors)
 
 
 class _PerRow(torch.autograd.Function):
@@ -76,14 +75,16 @@ class _PerRow(torch.autograd.Function):
         return (None, *grads, *[None] * (len(tensors) - call.free))
 
 
-def total(call: Fast, want: list[bool], c: Tensor, *tensors: Tensor | None) -> Tensor:
+def total(call: Fast, c: Tensor, *tensors: Tensor | None) -> Tensor:
     """sum(c rows), its gradients made in the forward pass; a differentiated backward pass recomputes.
 
     The gradients wait in a list rather than among the saved tensors: the backward pass takes them out, so that autograd can keep them as they are
     instead of copying them. A compiler cannot follow a list, and saves them.
     """
     made = None if torch.compiler.is_compiling() else []
-    return _Total.apply(call, want, made, c, *tensors)[0]  # pyright: ignore[reportOptionalSubscript]
+    tensors = tuple(x if x is None or made is not None else fresh(x) for x in tensors)
+    want = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in tensors[: call.free]]
+    return applied(_Total, call, want, made, c, *tensors)[0]
 
 
 class _Total(torch.autograd.Function):

@@ -94,8 +94,7 @@ def linear_divergence(
         return rows_of(call, *flat, counted).view(lead)
     size = counted.sum().clamp_min(1) if reduction == "mean" else counted.new_ones((), dtype=torch.int64)
     c = (counted / size.double()).to(_wide(flat[0], flat[3]))
-    want = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in flat]
-    return total(call, want, c, *flat, counted)
+    return total(call, c, *flat, counted)
 
 
 def _pair(name: str, x: Any) -> tuple[Any, Any]:

@@ -71,7 +71,7 @@ def linear_rows(
     tile = Tile(fn, softcap, float(scale), rows_per_tile(weight.shape[0], 4, memory))
     # off, so that the backward pass, which autocast does not reach, recomputes what the forward pass computed
     with torch.autocast(hidden.device.type, enabled=False):
-        out: Tensor = Rows.apply(tile, hidden.reshape(n, hidden.shape[-1]), weight, bias, *flat)  # pyright: ignore[reportAssignmentType]
+        out: Tensor = applied(Rows, tile, hidden.reshape(n, hidden.shape[-1]), weight, bias, *flat)
     return out.view(*lead, *out.shape[1:])
 
 
@@ -163,6 +163,24 @@ def _sum(pieces: list[Tensor], dtype: torch.dtype) -> Tensor:
     return total
 
 
+def applied(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """function.apply(*args).
+
+    torch.compile loses count of the arguments of a function that takes any number of them where no gradient is needed (torch 2.13): there, and in
+    backward passes, which it does not differentiate, the forward function is what is left of it.
+    """
+    if torch.compiler.is_compiling():
+        args = tuple(fresh(x) if isinstance(x, Tensor) else x for x in args)
+        if not torch.is_grad_enabled() or not any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            return function.forward(*args)
+    return function.apply(*args)
+
+
+def fresh(x: Tensor) -> Tensor:
+    """An alias: inside a compiled torch.func.grad its arguments themselves do not know that they require a gradient (torch 2.13)."""
+    return x.view_as(x)
+
+
 class Rows(torch.autograd.Function):
     """call(*tensors) by tiles; for `Tile`, the tensors are hidden, weight, bias and the row arguments."""
 
@@ -180,7 +198,7 @@ class Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *RowsGrad.apply(ctx.call, g, *ctx.saved_tensors))  # pyright: ignore[reportGeneralTypeIssues]
+        return (None, *applied(RowsGrad, ctx.call, g, *ctx.saved_tensors))
 
 
 class RowsGrad(torch.autograd.Function):

@@ -75,6 +75,13 @@ def sweep(
 
     spare: tiles of scratch that the kernel needs beside the logits.
     """
+    with torch.autocast(heads[0].hidden.device.type, enabled=False):  # it would round float32 products
+        return _sweep(heads, kernel, c, memory, spare)
+
+
+def _sweep(
+    heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int
+) -> tuple[Tensor, list[list[Tensor | None]]]:
     n = len(heads[0].hidden)
     totals: list[list[Tensor | None]] = [h.accumulators() if c is not None else [None] * 3 for h in heads]
     capped = sum(h.softcap is not None and c is not None for h in heads)

@@ -79,7 +79,7 @@ def linear_fenchel_young(
     lead = check_head(hidden, weight, bias, softcap, scale)
     v, inside = weight.shape[0], working_dtype(spec.generator, hidden.dtype)
     shape = torch.Size((*lead, v))
-    q_ = reference(q, hidden.new_empty(0, v), inside)
+    q_ = reference(q, hidden.new_zeros(0, v), inside)
     w_ = check_class_weight("class_weight", class_weight, v, hidden.device, inside)
     y, indices = check_target(shape, target, ignore_index, inside)
     flat = hidden.reshape(-1, hidden.shape[-1])
@@ -157,8 +157,7 @@ def _run(
     size = _size(y, w, call.ignore_index)
     each = torch.ones_like(size) if call.spec.reduction == "sum" else 1 / torch.where(size > 0, size, 1.0)
     c = torch.where(y != call.ignore_index, each, 0.0).to(torch.promote_types(hidden.dtype, torch.float32))
-    want = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in (hidden, weight, bias)]
-    return total(call, want, c, *tensors)
+    return total(call, c, *tensors)
 
 
 @torch.library.custom_op("fenchel::young", mutates_args=())
