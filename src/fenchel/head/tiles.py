@@ -71,13 +71,17 @@ def _compiler() -> bool:
     return bool(found)
 
 
-def solved(r: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
-    """`solve.threshold` of rows of logits less their best [n, V]: native where S is a moment of them, else with compiled sums and native compaction."""
-    if g.power in (1.0, 2.0) and q.dim() == 0 and native.handles(r) and not g.double:
-        return native.powers(r, int(g.power), float(q), solve.tolerance_of(r.dtype, g))
-    d = -r.to(q.dtype)
+def solved(d: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
+    """`solve.threshold` with compiled sums and native compaction."""
     sums = tile_function(solve.sums, g, entries)
     return solve.threshold(d, q, g, lambda d, top, q, _: sums(d, top, q), compact, share=0.125)
+
+
+def solved_relative(r: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
+    """`solved` for logits less their row's best [n, V]; native where S is a moment of them."""
+    if g.power in (1.0, 2.0) and q.dim() == 0 and native.handles(r) and not g.double:
+        return native.powers(r, int(g.power), float(q), solve.tolerance_of(r.dtype, g))
+    return solved(-r.to(q.dtype), q, g, entries)
 
 
 def compact(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from ..solve import Threshold, threshold
 from . import kernels, native
 from .kernels import Rows
 from .sweep import Sparse
-from .tiles import finish_, measure_of, packed, solved, tile_function, value
+from .tiles import finish_, measure_of, packed, solved, solved_relative, tile_function, value
 
 # Shares of a dense product at which the alternatives cost the same (measured at N = 2048, D = 512, V = 32,768 on two cores, see docs/benchmarks.md).
 GATHERED_NATIVE, GATHERED_TORCH = 0.25, 0.01
@@ -53,7 +53,9 @@ class YoungKernel:
             c = c.to(z.dtype)
         best = z.amax(1, keepdim=True)
         sparse = None
-        if self.g.sparse and self.may_skip and self.smoothing == 0 and self._few_inside(z, best):
+        if not (self.g.sparse and self.may_skip and self.smoothing == 0):
+            losses = self._dense(torch.sub(best, z, out=z), y, c, None)
+        elif self._few_inside(z, best):
             gap = (best - z.gather(1, y.unsqueeze(1))).squeeze(1)
             excess, p = self._by_window(z, best)
             sparse = None if c is None else Sparse(_times(p, c), y, c)
@@ -87,23 +89,26 @@ class YoungKernel:
 
     def _by_solver(self, r: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
         """From logits less their row's best: losses, and the gradient sparse or in place of r."""
-        step = max(1, BLOCK_BYTES // (r.shape[1] * r.element_size()))
-        blocks = [slice(i, min(i + step, len(r))) for i in range(0, len(r), step)]
-        found = [solved(r[b], self.q, self.g, self.entries) for b in blocks]
-        if self.g.sparse and self.may_skip and self.smoothing == 0:
-            share = float(torch.cat([t.support for t in found]).sum()) / max(1, r.numel())
-            if share < (GATHERED_NATIVE if native.handles(r) else GATHERED_TORCH):
-                gap = -r.gather(1, y.unsqueeze(1)).squeeze(1)
-                parts = [self._support(r[b], t) for b, t in zip(blocks, found, strict=True)]
-                losses = gap + torch.cat([excess for excess, _ in parts]) + one_hot_divergence(y, self.q, self.g)
-                return losses, None if c is None else Sparse(_times(_joined([p for _, p in parts]), c), y, c)
-        losses = []
-        for b, t in zip(blocks, found, strict=True):
-            d = -r[b].to(t.top.dtype)
-            losses.append(self._dense(d, t, y[b], None if c is None else c[b]))
-            if c is not None:
-                r[b] = d
-        return torch.cat(losses), None
+        blocks = _blocks(r)
+        found = [solved_relative(r[b], self.q, self.g, self.entries) for b in blocks]
+        share = float(torch.cat([t.support for t in found]).sum()) / max(1, r.numel())
+        if share >= (GATHERED_NATIVE if native.handles(r) else GATHERED_TORCH):
+            return self._dense(r.neg_(), y, c, found), None
+        gap = -r.gather(1, y.unsqueeze(1)).squeeze(1)
+        parts = [self._support(r[b], t) for b, t in zip(blocks, found, strict=True)]
+        losses = gap + torch.cat([excess for excess, _ in parts]) + one_hot_divergence(y, self.q, self.g)
+        return losses, None if c is None else Sparse(_times(_joined([p for _, p in parts]), c), y, c)
+
+    def _dense(self, d: Tensor, y: Tensor, c: Tensor | None, found: list[Threshold] | None) -> Tensor:
+        """Losses; with c, distances d become c (p - y). A block is solved, if it was not yet, and finished while it is in cache."""
+        wide, losses = working_dtype(self.g, d.dtype), []
+        for i, b in enumerate(_blocks(d)):
+            part = d[b].to(wide)
+            at = solved(part, self.q, self.g, self.entries) if found is None else found[i]
+            losses.append(self._block(part, at, y[b], None if c is None else c[b]))
+            if c is not None and wide != d.dtype:
+                d[b] = part
+        return torch.cat(losses)
 
     def _support(self, r: Tensor, found: Threshold) -> tuple[Tensor, Rows]:
         """value - best and p, from the support of a solved block."""
@@ -135,8 +140,7 @@ class YoungKernel:
 
         return gap, part(1 - eps + low) + (count - 1) * part(low) + self.g.f0
 
-    def _dense(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor | None) -> Tensor:
-        """Losses; with c, d becomes c (p - y)."""
+    def _block(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor | None) -> Tensor:
         gap, offset = self._target(d, y)
         if c is None:
             return gap + tile_function(value, self.g, self.entries)(d, found.top, self.q) + offset
@@ -148,6 +152,11 @@ class YoungKernel:
         if live is not None:
             d.sub_(live * (self.smoothing * c / live.sum(1, keepdim=True)))
         return gap + excess + offset
+
+
+def _blocks(z: Tensor) -> list[slice]:
+    step = max(1, BLOCK_BYTES // (z.shape[1] * z.element_size()))
+    return [slice(i, min(i + step, len(z))) for i in range(0, len(z), step)]
 
 
 def _times(p: Rows, c: Tensor) -> Rows:
