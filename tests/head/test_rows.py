@@ -43,7 +43,7 @@ def test_second_derivatives_with_arguments_by_row():
     by, y = torch.randn(3, dtype=torch.float64, requires_grad=True), torch.tensor([0, 3, 1])
     f = lambda h, w, b, a: linear_rows(lambda z, a, y: scaled(z, a, a.unsqueeze(1), y), h, w, a, y, bias=b, memory=40)
     assert gradcheck(f, (hidden, weight, bias, by))
-    assert gradgradcheck(f, (hidden, weight, bias, by))
+    assert gradgradcheck(f, (hidden, weight, bias, by), fast_mode=True)
 
 
 def test_leading_dimensions_and_shapes_of_results():

@@ -1,7 +1,7 @@
 """The loop over tiles of two heads' logits: values, and the gradient in place.
 
-The row mathematics of `terms` is traced once for each generator into a flat graph of elementary operations, which torch.compile fuses (a compiler
-cannot follow the making of generators, nor what users write). In the graph expm1 is replaced: the compiler would make it exp(t) - 1, and near p = q
+Where tiles are compiled, the row mathematics of `terms` is traced once for each generator into a flat graph of elementary operations, which
+torch.compile fuses (it cannot follow the making of generators, nor what users write). In the graph expm1 is replaced: the compiler would make it exp(t) - 1, and near p = q
 the whole divergence would be rounding.
 """
 
@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..generators import Generator
 from ..terms import row_divergence, scalars, skewed
-from .tiles import tile_function
+from .tiles import compiles, tile_function
 
 __all__ = ["divergence_"]
 
@@ -27,8 +27,8 @@ def divergence_(
 
     Given c [n, 1], zp and zq become c times its gradient where needed.
     """
-    graph = _traced(g, skew, needed if c is not None else (False, False), zp.dtype, zq.dtype)
-    rows, *found = tile_function(_run, graph, entries)(zp, zq)
+    fn = _function(g, skew, needed if c is not None else (False, False), zp.dtype, zq.dtype, compiles(entries))
+    rows, *found = tile_function(_run, fn, entries)(zp, zq)
     if c is None:
         return rows
     finish = tile_function(_finish_, None, entries)
@@ -39,9 +39,8 @@ def divergence_(
     return rows
 
 
-def _run(*args: Any) -> Any:
-    *tensors, graph = args
-    return graph(*tensors)
+def _run(zp: Tensor, zq: Tensor, fn: Callable[[Tensor, Tensor], list[Tensor]]) -> list[Tensor]:
+    return fn(zp, zq)
 
 
 def _finish_(z: Tensor, grad: Tensor, total: Tensor, best: Tensor, spread: Tensor, c: Tensor, _: None) -> None:
@@ -50,11 +49,11 @@ def _finish_(z: Tensor, grad: Tensor, total: Tensor, best: Tensor, spread: Tenso
 
 
 @lru_cache(maxsize=128)
-def _traced(
-    g: Generator, skew: float, needed: tuple[bool, bool], of_p: torch.dtype, of_q: torch.dtype
-) -> Callable[..., list[Tensor]]:
-    """The divergences, and for each head that needs it the derivative in its log-probabilities, its sum, the largest logit and logsumexp less it."""
-    # one object for all calls: what is compiled for it is found by it
+def _function(
+    g: Generator, skew: float, needed: tuple[bool, bool], of_p: torch.dtype, of_q: torch.dtype, traced: bool
+) -> Callable[[Tensor, Tensor], list[Tensor]]:
+    """Two tiles of logits -> the divergences, and for each head that needs it the derivative in its log-probabilities, its sum, the largest logit
+    and logsumexp less it. One object for all calls: what is compiled for it is found by it."""
     f, wide = scalars(skewed(g, skew)), torch.promote_types(of_p, of_q)
 
     def rows(zp: Tensor, zq: Tensor) -> list[Tensor]:
@@ -71,9 +70,11 @@ def _traced(
                 found += [grad, grad.sum(1, keepdim=True), *scale]
         return found
 
+    if not traced:
+        return rows
     with torch.no_grad():
-        sample = torch.zeros(2, 3, dtype=of_p), torch.zeros(2, 3, dtype=of_q)
-        return make_fx(rows, {torch.ops.aten.expm1.default: _expm1})(*sample)
+        sample = torch.zeros(5, 7, dtype=of_p), torch.zeros(5, 7, dtype=of_q)
+        return make_fx(rows, {torch.ops.aten.expm1.default: _expm1}, tracing_mode="symbolic")(*sample)
 
 
 def _expm1(t: Tensor) -> Tensor:

@@ -94,15 +94,21 @@ class Call(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """What is done to a tile of rows of one head."""
+    """What is done to a tile of rows of one head.
+
+    Hidden states of rows whose label, the first of the row arguments, is ignore_index take no part, whatever they hold.
+    """
 
     fn: RowFunction
     softcap: float | None
     scale: float
     rows: int
+    ignore_index: int | None = None
     shared = (1, 2)
 
     def __call__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Tensor) -> Tensor:
+        if self.ignore_index is not None:
+            hidden = torch.where((args[0] != self.ignore_index).unsqueeze(1), hidden, 0.0)
         return self.fn(logits_of(hidden, weight, bias, self.softcap, self.scale), *args)
 
     def slices(self, n: int) -> list[slice]:

@@ -43,10 +43,13 @@ def value(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> Tensor:
 
 def tile_function(fn: Callable[..., Any], g: Any, entries: int) -> Callable[..., Any]:
     """`fn` for one generator, compiled if a compiler is there and the work is large. FENCHEL_COMPILE=0 turns it off, =1 compiles for any size."""
+    return _compiled(fn, g) if compiles(entries) else lambda *args: fn(*args, g)
+
+
+def compiles(entries: int) -> bool:
+    """Whether `tile_function` compiles."""
     wanted = os.environ.get("FENCHEL_COMPILE", "")
-    if wanted == "0" or (wanted != "1" and entries < LARGE) or not _compiler():
-        return lambda *args: fn(*args, g)
-    return _compiled(fn, g)
+    return wanted != "0" and (wanted == "1" or entries >= LARGE) and _compiler()
 
 
 @cache

@@ -19,7 +19,7 @@ from ..losses.fenchel_young import YoungSpec, check_class_weight, check_target, 
 from ..operators import working_dtype
 from .derived import rows_of, total
 from .projection import MEMORY, autocast, check_head, rows_per_tile
-from .rows import Rows, Tile
+from .rows import Rows, Tile, applied
 from .sweep import Head, sweep
 from .young_kernel import YoungKernel
 
@@ -84,10 +84,13 @@ def linear_fenchel_young(
     y, indices = check_target(shape, target, ignore_index, inside)
     flat = hidden.reshape(-1, hidden.shape[-1])
     row_function = partial(_rows_of, q=q_, class_weight=w_, spec=spec, ignore_index=ignore_index)
-    tile = Tile(row_function, softcap, float(scale), rows_per_tile(v, 16, memory))
+    ignored = ignore_index if indices else None
+    tile = Tile(row_function, softcap, float(scale), rows_per_tile(v, 16, memory), ignored)
     if not indices or (spec.label_smoothing > 0 and (q_.dim() > 0 or w_ is not None)):
-        rows: Tensor = Rows.apply(tile, flat, weight, bias, y)  # pyright: ignore[reportAssignmentType]
-        return reduce(rows, _size(y, w_, ignore_index), reduction, lead)
+        checked = torch.ops.fenchel.check_labels(y, v, ignore_index) if indices else torch.ops.fenchel.check_probabilities(y)
+        with torch.autocast(hidden.device.type, enabled=False):
+            rows: Tensor = applied(Rows, tile, flat, weight, bias, y)
+        return reduce(rows + checked, _size(y, w_, ignore_index), reduction, lead)
     call = YoungCall(spec, ignore_index, softcap, float(scale), memory, tile)
     return _run(call, flat, weight, bias, y, q_, w_, lead)
 
