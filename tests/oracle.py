@@ -219,7 +219,9 @@ def solution(theta: Sequence[float], name: str, q: Sequence[float] | float = 1.0
         inside = mp.fsum(measure[j] * (_value(book, 1 / total) - _value(book, p[j] / measure[j])) for j in live)
     below = mp.fsum(p[j] * (t[best] - t[j]) for j in live)
     return Solution(
-        np.array([float(p.get(j, 0)) for j in range(n)]), np.float64(c * (inside - below)), np.float64(c * inside)
+        np.array([float(p.get(j, 0)) for j in range(n)]),
+        np.array(float(c * (inside - below))),
+        np.array(float(c * inside)),
     )
 
 

@@ -65,6 +65,8 @@ WRITTEN: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
 BUILT_IN = tuple(Case(generator(name), book, scale) for name, book, scale in NAMED)
 MINE = tuple(Case(Generator.from_f(f, name=f"my {book}"), book, mine=True) for book, f in WRITTEN)
 TABLE = BUILT_IN + MINE
+# alpha:0 and alpha:1 are the generators reverse_kl and kl themselves
+DISTINCT = tuple({id(case.g): case for case in BUILT_IN}.values())
 
 
 def over(cases: tuple[Case, ...]) -> pytest.MarkDecorator:

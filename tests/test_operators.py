@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fenchel import entropy, generator, sigmoid, softargmax, softmax_value, softplus
 from tests import oracle
-from tests.table import BUILT_IN, Case, over
+from tests.table import BUILT_IN, DISTINCT, Case, over
 
 INF = math.inf
 # user-made generators are slow: they equal their twins in test_generators
-CASES = BUILT_IN
+CASES = DISTINCT
 # alpha > 2 is ill-conditioned at the edge of its support
 RTOL = {"alpha:3": 1e-6}
 
@@ -145,7 +145,7 @@ def test_dim(dim):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@over(BUILT_IN)
+@over(CASES)
 def test_dtypes_are_kept_and_half_precision_is_computed_in_single(case, dtype):
     z = rows(5, 33).to(dtype)
     exact = softargmax(z.double(), case.g)
@@ -166,8 +166,8 @@ def test_kl_is_no_worse_than_torch(dtype):
     exact = torch.softmax(z.double(), -1)
     ours = (softargmax(z, "kl").double() - exact).abs()
     theirs = (torch.softmax(z, -1).double() - exact).abs()
-    # the threshold is one rounding more
-    assert (ours <= theirs + 8 * torch.finfo(torch.float32).eps * exact).all()
+    # ours is exp(z - logsumexp), theirs exp(z - max) / sum: log p is rounded once more
+    assert (ours <= theirs + torch.finfo(torch.float32).eps * (4 - exact.log()) * exact).all()
 
 
 @over(CASES)
