@@ -7,24 +7,17 @@ D; D is jointly convex in (p, q); a class that both rows mask (-inf) does not co
 
 Everything is float32 inside (float64 for float64 inputs), whatever `Generator.double` asks of the operator.
 Derivatives are exact to the second order everywhere and to any order where p != q.
-
-torch.compile: kl, js and every other name without a parameter, and skews of them; make a generator with a parameter
-outside the compiled function, together with its adjoint (`g = generator("alpha:1.5"); g.adjoint`), and pass g.
 """
 
 import torch
 from torch import Tensor
 
 from .checks import check_floating, check_positive, check_vocabulary
-from .generators import INF, Generator, generator_names
+from .generators import INF, Generator, alpha
 from .generators import generator as named
 from .terms import check_skew, terms
 
 __all__ = ["bhattacharyya", "cauchy_schwarz", "divergence", "renyi", "skew_divergence"]
-
-# a compiler cannot follow the making of a generator: those that need no parameter are made now, with their adjoints
-for _name in (*(name for name in generator_names() if ":" not in name), "alpha:0.5"):
-    named(_name).adjoint  # noqa: B018
 
 
 def divergence(
@@ -124,7 +117,7 @@ def renyi(p_logits: Tensor, q_logits: Tensor, order: float, *, temperature: floa
     log_mean = torch.logsumexp(exponent, -1)
     near = log_mean.abs() < 0.5
     # far rows take no part: their divergence may be infinite
-    moved = terms(torch.where(near.unsqueeze(-1), log_p, log_q), log_q, named(f"alpha:{a!r}")).sum(-1)
+    moved = terms(torch.where(near.unsqueeze(-1), log_p, log_q), log_q, alpha(a)).sum(-1)
     return (torch.where(near, torch.log1p(a * (a - 1) * moved), log_mean) / (a - 1)).to(dtype)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from .generators import INF, Generator, Scalar, by_handle, operator_of
 
@@ -28,12 +29,14 @@ def derive(f: Scalar, name: str, f0: float | None, df0: float | None) -> Generat
 def _build(f: Scalar, df: Scalar, d2f: Scalar, name: str, zero: tuple[float, float], formula: str) -> Generator:
     f0, df0 = zero
     offset = f0 if f0 < INF else 0.0
+    # u below e^-LIMIT is 0
+    least = max(df0, float(df(torch.tensor(math.exp(-LIMIT), dtype=torch.float64))))
     g = Generator(
         name=name,
         formula=formula,
         of_log_ratio=lambda t: f(_exp(t)).to(t.dtype),
         link=lambda t: df(_exp(t)).to(t.dtype),
-        unlink=lambda w: _unlink(w, number()),
+        unlink=lambda w: _unlink(w, number(), df, d2f, least),
         spread=lambda u: torch.where(u > 0, 1 / d2f(_at_least_tiny(u)), 0.0).to(u.dtype),
         dual=lambda u: torch.where(u > 0, u * df(_at_least_tiny(u)) - f(_at_least_tiny(u)) + offset, 0.0).to(u.dtype),
         f0=f0,
@@ -85,8 +88,8 @@ def _at_least_tiny(u: Tensor) -> Tensor:
 
 
 def _derivative(f: Scalar) -> Scalar:
-    # func.grad rather than autograd.grad: the latter is refused inside custom operators
-    return torch.func.grad(lambda u: f(u).sum())
+    # traced once on a number into plain tensor operations, which are elementwise as f is: functorch itself is refused inside custom operators
+    return make_fx(torch.func.grad(f))(torch.tensor(2.0, dtype=torch.float64))
 
 
 def _checked(f: Scalar, name: str) -> tuple[Scalar, float]:
@@ -113,7 +116,7 @@ def _checked(f: Scalar, name: str) -> tuple[Scalar, float]:
     tilt = float(torch.func.grad(f)(one))
     if not math.isfinite(tilt):
         raise ValueError(f"from_f({name!r}): f'(1) = {tilt}; f must be differentiable at 1")
-    curvature = _derivative(_derivative(f))(u)
+    curvature = _derivative(_derivative(f))(u).expand_as(u)  # a constant one is one number
     flat = ~(curvature > 0)
     if flat.any():
         where, got = float(u[flat][0]), float(curvature[flat][0])
@@ -166,14 +169,12 @@ def _(info: object, dims: tuple[int | None, None], w: Tensor, number: int) -> tu
     return _invert(w, number), dims[0]
 
 
-def _unlink(w: Tensor, number: int) -> Tensor:
-    g = by_handle(number)
+def _unlink(w: Tensor, number: int, df: Scalar, d2f: Scalar, least: float) -> Tensor:
     wide = w.double()
-    inside = wide > (g.df0 if g.sparse else -INF)
-    # off the support, and at -inf, any argument will do: the result is replaced
-    inside = inside & (wide > -INF)
+    inside = wide > least
+    # below, any argument will do: the result is replaced
     target = torch.where(inside, wide, 0.0)
     u = _exp(torch.ops.fenchel.invert(target.detach(), number))
     for _ in range(2):
-        u = u + (target - g.link(torch.log(u))) * operator_of(g).spread(u)
+        u = u + (target - df(u)) / d2f(u)
     return torch.where(wide.isnan(), wide, torch.where(inside, u, torch.zeros_like(u))).to(w.dtype)

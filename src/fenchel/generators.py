@@ -317,7 +317,7 @@ def _js_family(b: float) -> Generator:
         dual=lambda u: (1 - b) * torch.log1p(u * (b / (1 - b))),
         f0=-(1 - b) * math.log1p(-b),
         df0=-INF,
-        adjoint_of=lambda: generator(f"js:{1 - b:.17g}"),
+        adjoint_of=lambda: generator("js" if b == 0.5 else f"js:{1 - b:.17g}"),
         source="Lin 1991, doi:10.1109/18.61115 (generalised Jensen-Shannon); D = b KL(p||m) + (1-b) KL(q||m), m = b p + (1-b) q",
     )
 
@@ -519,7 +519,11 @@ def generator(name: "str | Generator") -> Generator:
     return found
 
 
-@torch.compiler.assume_constant_result
+def alpha(a: float) -> Generator:
+    """The generator `alpha:A` of a number."""
+    return generator(f"alpha:{a!r}")
+
+
 def _learn(name: str) -> str:
     """The attribute of a name, parsed with its adjoint if it is new: a compiler, which cannot make a Generator, has it made while it traces."""
     if name not in _attribute:
@@ -527,6 +531,10 @@ def _learn(name: str) -> str:
         _remember(name, made)
         _ = made.adjoint
     return _attribute[name]
+
+
+# what torch.compiler.assume_constant_result does, without importing the compiler with the package
+vars(_learn)["_dynamo_marked_constant"] = True
 
 
 def _parse(name: str) -> Generator:

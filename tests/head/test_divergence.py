@@ -12,7 +12,20 @@ from fenchel import Generator, divergence, skew_divergence
 from fenchel.head.divergence import linear_divergence
 
 ROW = 8 * V
-NAMES = ("kl", "reverse_kl", "js", "js:0.1", "jeffreys", "hellinger", "chi2", "neyman", "le_cam", "alpha:1.5", "alpha:-0.5", "tv")
+NAMES = (
+    "kl",
+    "reverse_kl",
+    "js",
+    "js:0.1",
+    "jeffreys",
+    "hellinger",
+    "chi2",
+    "neyman",
+    "le_cam",
+    "alpha:1.5",
+    "alpha:-0.5",
+    "tv",
+)
 
 
 def six(dtype: torch.dtype = torch.float64, **shape: int) -> list[Tensor]:
@@ -20,7 +33,9 @@ def six(dtype: torch.dtype = torch.float64, **shape: int) -> list[Tensor]:
     return [*parts(dtype, **shape | {"d": shape.get("d", 6) - 1}, seed=3), *parts(dtype, **shape)]
 
 
-def pair(name: str | Generator, reduction: str = "none", mask: Tensor | None = None, **arguments: Any) -> tuple[Any, Any]:
+def pair(
+    name: str | Generator, reduction: str = "none", mask: Tensor | None = None, **arguments: Any
+) -> tuple[Any, Any]:
     """Fused by small tiles, and dense."""
 
     def fused(*x: Tensor) -> Tensor:
@@ -66,7 +81,9 @@ def test_arguments(name, reduction, arguments):
 def test_one_softcap_and_scale_serve_both_heads():
     x = [t.detach() for t in six()]
     one = linear_divergence(x[:3], x[3:], "js", softcap=2.0, scale=0.5)
-    torch.testing.assert_close(one, linear_divergence(x[:3], x[3:], "js", softcap=(2.0, 2.0), scale=(0.5, 0.5)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        one, linear_divergence(x[:3], x[3:], "js", softcap=(2.0, 2.0), scale=(0.5, 0.5)), rtol=0, atol=0
+    )
     assert float((one - linear_divergence(x[:3], x[3:], "js")).abs().max()) > 1e-3
 
 
@@ -106,11 +123,10 @@ def test_teacher_in_half_precision_and_student_in_full():
         torch.testing.assert_close(a, b.float(), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize(("name", "reduction"), [*((name, "none") for name in NAMES), ("js", "mean")])
 def test_a_student_that_is_the_teacher(name, reduction):
     for dtype, tolerance in ((torch.float32, 1e-7), (torch.float64, 1e-15)):
-        teacher = parts(dtype, n=50, v=101)
+        teacher = parts(dtype, n=20, v=101)
         student = [t.detach().clone().requires_grad_() for t in teacher]
         out = linear_divergence(tuple(t.detach() for t in teacher), tuple(student), name, reduction=reduction)
         assert bool((out == 0).all())
@@ -199,8 +215,7 @@ def test_tied_and_shared_weights():
     same(fused, dense, [hidden, weight])
 
 
-@pytest.mark.parametrize("name", ["kl", "js", "alpha:1.5", "neyman"])
-@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize(("name", "reduction"), [("kl", "mean"), ("alpha:1.5", "mean"), ("js", "none")])
 def test_derivatives(name, reduction):
     tensors = six(n=2, d=2, v=4)
     mask = torch.tensor([False, True])

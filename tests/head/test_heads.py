@@ -60,16 +60,16 @@ def test_half_precision_gives_float32(head):
     assert [g.dtype for g in grads] == [torch.bfloat16] * 3
 
 
-@over(HEADS)
+@over(FEW)
 def test_weight_gradients_of_many_tiles_are_summed_in_float32(head):
-    """bfloat16 sums over tiles lose what small tiles add: rows repeated 64 times have a gradient 64 times as large."""
+    """bfloat16 sums over tiles lose what small tiles add: rows repeated 32 times have a gradient 32 times as large."""
     hidden, weight, bias = parts(torch.bfloat16, n=2)
-    many = hidden.detach().repeat(64, 1).requires_grad_()
+    many = hidden.detach().repeat(32, 1).requires_grad_()
     once = derivatives(head.fused, [hidden, weight, bias])
     tiles = derivatives(lambda *x: head.fused(*x, memory=1), [many, weight, bias])
     for got, want in zip(tiles[2:], once[2:], strict=True):
         # both are rounded to bfloat16 once
-        torch.testing.assert_close(got.float(), 64 * want.float(), rtol=2**-7, atol=1e-6)
+        torch.testing.assert_close(got.float(), 32 * want.float(), rtol=2**-7, atol=1e-6)
 
 
 @over(HEADS)
@@ -208,11 +208,11 @@ def test_gradients_of_a_batch_of_weights(head, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@over(FEW)
+@over(FEW[1:])
 def test_compiled_whole(head, monkeypatch):
     tensors = parts()
     fixed(monkeypatch)
-    torch._dynamo.reset()
+    torch._dynamo.reset()  # which counts compilations of one lambda
     f = lambda *x: head.fused(*x, memory=20 * ROW)
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     same(compiled, f, tensors, upstream_of(head, tensors), 1e-12)

@@ -28,7 +28,9 @@ def test_each_result_alone(which):
 def test_temperature_is_that_of_all_three():
     y = torch.arange(N)
     fused = lambda h, w, b: stacked(linear_logp(h, w, y, bias=b, temperature=0.6, softcap=4.0))
-    same(fused, lambda h, w, b: log_rows(logits(h, w, b, 4.0) / 0.6, y), parts(), torch.randn(N, 3, dtype=torch.float64))
+    same(
+        fused, lambda h, w, b: log_rows(logits(h, w, b, 4.0) / 0.6, y), parts(), torch.randn(N, 3, dtype=torch.float64)
+    )
 
 
 def test_ignored_positions_are_zero_and_do_not_enter():
@@ -36,7 +38,9 @@ def test_ignored_positions_are_zero_and_do_not_enter():
     y, upstream = labels(), torch.randn(N, 3, dtype=torch.float64)
     with torch.no_grad():
         hidden[y == -100] = torch.nan
-    out, d_hidden, d_weight, d_bias = derivatives(lambda h, w, b: stacked(linear_logp(h, w, y, bias=b)), [hidden, weight, bias], upstream)
+    out, d_hidden, d_weight, d_bias = derivatives(
+        lambda h, w, b: stacked(linear_logp(h, w, y, bias=b)), [hidden, weight, bias], upstream
+    )
     kept = y != -100
     assert bool((out[~kept] == 0).all())
     assert bool((d_hidden[~kept] == 0).all())
@@ -47,7 +51,9 @@ def test_ignored_positions_are_zero_and_do_not_enter():
 
 
 def test_all_ignored():
-    out, *grads = derivatives(lambda *x: stacked(linear_logp(*x[:2], torch.full((N,), -1), bias=x[2], ignore_index=-1)), parts())
+    out, *grads = derivatives(
+        lambda *x: stacked(linear_logp(*x[:2], torch.full((N,), -1), bias=x[2], ignore_index=-1)), parts()
+    )
     assert all(bool((x == 0).all()) for x in (out, *grads))
 
 
@@ -56,7 +62,9 @@ def test_second_derivatives_do_not_see_ignored_positions():
     y = torch.tensor([1, -100, 0, 4])
     with torch.no_grad():
         hidden[1] = torch.nan
-    first = torch.autograd.grad(stacked(linear_logp(hidden, weight, y)).square().sum(), (hidden, weight), create_graph=True)
+    first = torch.autograd.grad(
+        stacked(linear_logp(hidden, weight, y)).square().sum(), (hidden, weight), create_graph=True
+    )
     second = torch.autograd.grad((first[1] ** 2).sum() + (first[0] ** 2)[y >= 0].sum(), (hidden, weight))
     assert not bool(second[1].isnan().any())
     assert bool((second[0][1] == 0).all())

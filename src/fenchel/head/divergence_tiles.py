@@ -1,13 +1,12 @@
 """The loop over tiles of two heads' logits: values, and the gradient in place.
 
-Where tiles are compiled, the row mathematics of `terms` is traced once for each generator into a flat graph of elementary operations, which
-torch.compile fuses (it cannot follow the making of generators, nor what users write). In the graph expm1 is replaced: the compiler would make it exp(t) - 1, and near p = q
-the whole divergence would be rounding.
+Where tiles are compiled, the row mathematics of `terms` is traced once for each generator into a flat graph of elementary
+operations, which torch.compile fuses (it cannot follow the making of generators, nor what users write). In the graph expm1
+is replaced: the compiler would make it exp(t) - 1, and near p = q the whole divergence would be rounding.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,8 +51,11 @@ def _finish_(z: Tensor, grad: Tensor, total: Tensor, best: Tensor, spread: Tenso
 def _function(
     g: Generator, skew: float, needed: tuple[bool, bool], of_p: torch.dtype, of_q: torch.dtype, traced: bool
 ) -> Callable[[Tensor, Tensor], list[Tensor]]:
-    """Two tiles of logits -> the divergences, and for each head that needs it the derivative in its log-probabilities, its sum, the largest logit
-    and logsumexp less it. One object for all calls: what is compiled for it is found by it."""
+    """Two tiles of logits -> the divergences and, for each head that needs it, what its gradient is made of.
+
+    That is the derivative in its log-probabilities, its sum, the largest logit and logsumexp less it. One object for all calls: what is compiled for it is
+    found by it.
+    """
     f, wide = scalars(skewed(g, skew)), torch.promote_types(of_p, of_q)
 
     def rows(zp: Tensor, zq: Tensor) -> list[Tensor]:

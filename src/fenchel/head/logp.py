@@ -88,7 +88,9 @@ def linear_logp(
     y, indices = check_target(torch.Size((*lead, len(weight))), target, ignore_index, hidden.dtype)
     if not indices:
         raise TypeError(f"target: got dtype {target.dtype}; pass class indices {list(lead)} (int64)")
-    tile = Tile(_Rows(temperature, ignore_index), softcap, float(scale), rows_per_tile(len(weight), 16, memory), ignore_index)
+    tile = Tile(
+        _Rows(temperature, ignore_index), softcap, float(scale), rows_per_tile(len(weight), 16, memory), ignore_index
+    )
     call = LogpCall(temperature, ignore_index, softcap, float(scale), memory, tile)
     out = rows_of(call, hidden.reshape(-1, hidden.shape[-1]), weight, bias, y)
     logp, entropy, lse = out.unbind(1)

@@ -87,7 +87,9 @@ def linear_fenchel_young(
     ignored = ignore_index if indices else None
     tile = Tile(row_function, softcap, float(scale), rows_per_tile(v, 16, memory), ignored)
     if not indices or (spec.label_smoothing > 0 and (q_.dim() > 0 or w_ is not None)):
-        checked = torch.ops.fenchel.check_labels(y, v, ignore_index) if indices else torch.ops.fenchel.check_probabilities(y)
+        checked = (
+            torch.ops.fenchel.check_labels(y, v, ignore_index) if indices else torch.ops.fenchel.check_probabilities(y)
+        )
         with torch.autocast(hidden.device.type, enabled=False):
             rows: Tensor = applied(Rows, tile, flat, weight, bias, y)
         return reduce(rows + checked, _size(y, w_, ignore_index), reduction, lead)

@@ -60,7 +60,7 @@ def fenchel_young(
         >>> logits, target = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])
         >>> float(fenchel_young(logits, target, "alpha:2"))     # a margin of 1 suffices
         0.0
-        >>> torch.allclose(fenchel_young(logits, target), nn.functional.cross_entropy(logits, target))
+        >>> torch.allclose(fenchel_young(logits, target), torch.nn.functional.cross_entropy(logits, target))
         True
 
     Source: Blondel, Martins & Niculae 2020, arXiv 1901.02324, definition 2; Roulet et al., arXiv 2501.18537.
