@@ -117,11 +117,11 @@ class _Total(torch.autograd.Function):
             made = saved[-call.free :]
             grads = [x * g.to(x.dtype) if used else None for x, used in zip(made, ctx.want, strict=True)]
         elif ctx.made:
+            if g.is_cuda or float(g) != 1:
+                for x in ctx.made:
+                    x.mul_(g.to(x.dtype))
             grads = [x if used else None for x, used in zip(ctx.made, ctx.want, strict=True)]
             ctx.made.clear()
-            if g.is_cuda or float(g) != 1:
-                for x in grads:
-                    _ = None if x is None else x.mul_(g.to(x.dtype))
         else:
             grads = _opaque(call, tuple(tensors), g * c, ctx.want)  # a retained graph: the made ones were given away
         return (None, None, None, None, *grads, *[None] * (len(tensors) - call.free))

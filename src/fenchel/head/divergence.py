@@ -93,7 +93,7 @@ def linear_divergence(
     if reduction == "none":
         return rows_of(call, *flat, counted).view(lead)
     size = counted.sum().clamp_min(1) if reduction == "mean" else counted.new_ones((), dtype=torch.int64)
-    c = (counted / size.double()).to(_wide(flat[0], flat[3]))
+    c = (counted / size.double()).to(_wide(heads[0][0], heads[1][0]))
     return total(call, c, *flat, counted)
 
 

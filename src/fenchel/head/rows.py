@@ -7,7 +7,7 @@ place: this keeps vmap, torch.func and compile(fullgraph) right.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class Call(Protocol):
         """The places of the tensors that all rows share (weights and biases)."""
         ...
 
-    def __call__(self, *tensors: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """One result per row."""
         ...
 
@@ -146,7 +146,9 @@ def _wide(x: Tensor | None) -> Tensor | None:
 
 def _vjp(call: Call, split: _Split, tile: list[Any], g: Tensor, free: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     # grad of <g, rows> rather than vjp: a pullback called after its level has ended finds dead tensors under vmap
-    return torch.func.grad(lambda *x: (call(*split.join(tile, x)) * g).sum(), argnums=tuple(range(len(free))))(*free)
+    return torch.func.grad(
+        lambda *x: (call(*split.join(tile, cast(Any, x))) * g).sum(), argnums=tuple(range(len(free)))
+    )(*free)
 
 
 def _collect(split: _Split, parts: list[tuple[Tensor, ...]]) -> list[Tensor | None]:
