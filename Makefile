@@ -33,6 +33,7 @@ bench: $(STAMP)
 docs: $(STAMP)
 	$(PY) docs/plots.py
 	$(PY) docs/build_api.py
+	$(PY) docs/build_transforms.py
 
 setup: $(STAMP)
 
