@@ -30,7 +30,11 @@ LAYERS = (
     {"divergences"},
     {"losses"},
     {"head"},
+    {"objectives"},
+    {"teachers"},
+    {"integrations"},
     {"study"},
+    {"gallery"},
     {"bench"},
     {"cli", "show", "__main__"},
 )

@@ -1,0 +1,1 @@
+"""Thin adapters to the engines that people train with."""
