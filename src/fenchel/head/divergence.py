@@ -16,7 +16,8 @@ from ..generators import generator as named
 from ..terms import check_skew, terms
 from .derived import rows_of, total
 from .divergence_tiles import divergence_
-from .projection import MEMORY, autocast, check_head, logits_of, rows_per_tile
+from .pairs import OneHead, rows_that_count, two_heads
+from .projection import MEMORY, logits_of, rows_per_tile
 from .rows import slices_of
 from .sweep import Head, sweep
 from .young import one_by_one
@@ -25,7 +26,6 @@ __all__ = ["linear_divergence"]
 
 # parts that a tile is worked on in
 BLOCKS = 24
-OneHead = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]
 
 
 def linear_divergence(
@@ -76,17 +76,9 @@ def linear_divergence(
     g = named(generator)
     temperature, skew = check_positive("temperature", temperature), check_skew(skew)
     check_reduction(reduction)
-    caps, scales = _pair("softcap", softcap), _pair("scale", scale)
-    heads = [_checked(name, head, cap, s) for name, head, cap, s in zip("pq", (p, q), caps, scales, strict=True)]
-    lead = heads[0][0].shape[:-1]
-    if heads[1][0].shape[:-1] != lead:
-        raise ValueError(
-            f"q: got hidden states {list(heads[1][0].shape[:-1])}, p has {list(lead)}; pass the same rows to both heads"
-        )
-    if heads[0][0].device != heads[1][0].device:
-        raise ValueError(f"q: got device {heads[1][0].device}, p is on {heads[0][0].device}; move one of them")
-    heads = _common(heads, vocabulary)
-    counted = _check_mask(mask, lead, heads[0][0].device)
+    pair = two_heads(("p", "q"), p, q, softcap, scale, vocabulary)
+    heads, caps, scales, lead = pair.heads, pair.softcap, pair.scale, pair.lead
+    counted = rows_that_count(mask, lead, heads[0][0].device)
     flat = [x for h, w, b in heads for x in (h.reshape(-1, h.shape[-1]), w, b)]
     tile = PairTile(g, skew, temperature, caps, scales, rows_per_tile(len(heads[0][1]), 32, memory))
     call = DivergenceCall(g, skew, temperature, caps, scales, memory, tile)
@@ -95,55 +87,6 @@ def linear_divergence(
     size = counted.sum().clamp_min(1) if reduction == "mean" else counted.new_ones((), dtype=torch.int64)
     c = (counted / size.double()).to(_wide(heads[0][0], heads[1][0]))
     return total(call, c, *flat, counted)
-
-
-def _pair(name: str, x: Any) -> tuple[Any, Any]:
-    if isinstance(x, (tuple, list)):
-        if len(x) != 2:
-            raise ValueError(f"{name}: got {len(x)} values; pass one for both heads, or a pair (p's, q's)")
-        return x[0], x[1]
-    return x, x
-
-
-def _checked(name: str, head: Any, softcap: float | None, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
-    if not isinstance(head, (tuple, list)) or len(head) not in (2, 3):
-        got = f"{len(head)} entries" if isinstance(head, (tuple, list)) else type(head).__name__
-        raise TypeError(f"{name}: got {got}; pass (hidden, weight) or (hidden, weight, bias)")
-    hidden, weight, bias = autocast(*head, *[None] * (3 - len(head)))
-    try:
-        check_head(hidden, weight, bias, softcap, scale)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
-    return hidden, weight, bias
-
-
-def _common(heads: list[Any], vocabulary: int | None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Both heads over the same columns."""
-    sizes = [len(w) for _, w, _ in heads]
-    if vocabulary is None:
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"q: got a weight with V = {sizes[1]}, p has {sizes[0]}; if they differ in padding alone, pass vocabulary = the number of real tokens"
-            )
-        return heads
-    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 1 <= vocabulary <= min(sizes):
-        raise ValueError(
-            f"vocabulary: got {vocabulary!r} for heads of V = {sizes[0]} and {sizes[1]}; pass 1 to {min(sizes)}"
-        )
-    return [(h, w[:vocabulary], None if b is None else b[:vocabulary]) for h, w, b in heads]
-
-
-def _check_mask(mask: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor:
-    """The rows that count, bool [N]."""
-    if mask is None:
-        return torch.ones(lead.numel(), dtype=torch.bool, device=device)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(
-            f"mask: got {mask.dtype if isinstance(mask, Tensor) else type(mask).__name__}; pass bool {list(lead)}, True where a row counts"
-        )
-    if mask.shape != lead or mask.device != device:
-        raise ValueError(f"mask: got shape {list(mask.shape)} on {mask.device}; pass {list(lead)} on {device}")
-    return mask.reshape(-1)
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
