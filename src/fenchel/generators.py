@@ -524,6 +524,11 @@ def alpha(a: float) -> Generator:
     return generator(f"alpha:{a!r}")
 
 
+def jensen_shannon(b: float) -> Generator:
+    """The generator `js:BETA` of a number."""
+    return generator(f"js:{b!r}")
+
+
 def _learn(name: str) -> str:
     """The attribute of a name, parsed with its adjoint if it is new: a compiler, which cannot make a Generator, has it made while it traces."""
     if name not in _attribute:

@@ -91,7 +91,9 @@ class PairTile:
         self, ht: Tensor, wt: Tensor, bt: Tensor | None, hs: Tensor, ws: Tensor, bs: Tensor | None, *args: Tensor
     ) -> Tensor:
         teacher = logits_of(ht, wt, bt, self.softcap[0], self.scale[0])
-        return self.fn(teacher, logits_of(hs, ws, bs, self.softcap[1], self.scale[1]), *args)
+        student = logits_of(hs, ws, bs, self.softcap[1], self.scale[1])
+        dtype = torch.promote_types(teacher.dtype, student.dtype)
+        return self.fn(teacher.to(dtype), student.to(dtype), *args)
 
     def slices(self, n: int) -> list[slice]:
         return slices_of(n, self.rows)
