@@ -118,7 +118,7 @@ def _train(size: Size, objective: str, directory: Path, say: Callable[[str], Non
     }
 
     def keep(name: str, step: int, ids: Tensor, loss: float) -> None:
-        from fenchel.study.model import head_of, last_hidden
+        from fenchel.integrations.hooks import head_of, last_hidden
 
         model.eval()
         with torch.no_grad():
@@ -158,14 +158,14 @@ def _steps(
     after: Callable[[int, float], None] | None,
 ) -> float:
     """Trains on the batches of these numbers; warm-up over a tenth and a cosine to zero where there is a schedule."""
-    from fenchel.study.train import HeadClock, objective_loss
+    from fenchel.integrations.losses import LabelLoss, batch_loss
 
     loss, start, total = 0.0, time.perf_counter(), len(batches)
     scheduled = after is not None
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, total) if scheduled else 1.0)
     for i, batch in enumerate(batches):
         ids = torch.stack([blocks[batch * size.sequences + k]["input_ids"] for k in range(size.sequences)])
-        value = objective_loss(model, model, {"input_ids": ids, "labels": ids}, objective, HeadClock())
+        value = batch_loss(LabelLoss(objective), model, model, {"input_ids": ids, "labels": ids})
         value.backward()
         optimizer.step()
         optimizer.zero_grad()

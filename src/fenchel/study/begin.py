@@ -13,6 +13,7 @@ import transformers
 from rich.console import Console
 
 import fenchel
+from fenchel.integrations.hooks import head_of
 from fenchel.study import calibrate as calibration
 from fenchel.study.corpus import Document
 from fenchel.study.data import (
@@ -27,7 +28,8 @@ from fenchel.study.data import (
 )
 from fenchel.study.errors import StudyError
 from fenchel.study.evaluate import every
-from fenchel.study.model import ModelSource, build, check_head, head_of, read_model
+from fenchel.study.machine import processor
+from fenchel.study.model import ModelSource, build, check_head, read_model
 from fenchel.study.presets import PRESETS, Preset, TooLittleTime, preset, preset_for, steps_within
 from fenchel.study.progress import shown
 from fenchel.study.recorded import CURVE_SHARE, EVALUATIONS
@@ -201,18 +203,8 @@ def _machine() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "fenchel": fenchel.__version__,
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

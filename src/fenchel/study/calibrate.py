@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from fenchel.integrations.losses import LabelLoss, batch_loss
 from fenchel.study.data import TrainBlocks, Windows
 from fenchel.study.evaluate import evaluate
 from fenchel.study.model import ModelSource, build
 from fenchel.study.presets import PRESETS, head_share
-from fenchel.study.train import HeadClock, objective_loss
+from fenchel.study.train import HeadClock, Timed
 
 # The first step also pays for allocations and lazy imports; the median of the others is the estimate.
 STEPS = 4
@@ -46,7 +47,7 @@ def _time(
         clock = HeadClock()
 
         def one_step(batch: dict[str, torch.Tensor] = batch, clock: HeadClock = clock) -> None:
-            objective_loss(model, model, batch, objective, clock).backward()
+            batch_loss(Timed(LabelLoss(objective), clock), model, model, batch).backward()
             optimizer.step()
             optimizer.zero_grad()
 

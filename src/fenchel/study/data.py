@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from fenchel.integrations.hooks import IGNORED
 from fenchel.study.corpus import Document, position, split
 from fenchel.study.errors import StudyError, one_line
 
 SEPARATOR = "<|endoftext|>"
-IGNORED = -100
 # Characters of training text that the tokeniser is fitted to: more changes few merges and costs seconds.
 FIT_CHARACTERS = 4_000_000
 # Documents encoded at a time, so that no more is encoded than the study trains on.

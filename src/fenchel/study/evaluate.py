@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fenchel.integrations.hooks import Head, head_of, last_hidden
 from fenchel.study import metrics
 from fenchel.study.data import IGNORED, Windows
-from fenchel.study.model import Head, head_of, last_hidden
 
 # Windows that go through the model at a time.
 BATCH = 16

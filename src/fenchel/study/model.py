@@ -1,27 +1,18 @@
-"""The model under study: from a preset, a configuration or a checkpoint; its output projection, and a check of it."""
+"""The model under study: from a preset, a configuration or a checkpoint, and a check of its head."""
 
 import hashlib
-import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
+from fenchel.integrations import hooks
 from fenchel.study.errors import StudyError, one_line
 from fenchel.study.presets import PRESETS, Preset
-
-# Largest difference between the fused and the model's own cross-entropy, relative to 1 + loss, in float32.
-TOLERANCE = 1e-4
-# The check also runs with hidden states scaled so that the largest logit has about this size: at initialisation logits
-# are so near zero that a soft-cap would not show.
-LOUD = 40.0
 
 
 @dataclass(frozen=True)
@@ -117,95 +108,9 @@ def state_hash(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Head:
-    """Output projection: logits = cap(scale * (hidden @ weight.T + bias)), cap(z) = softcap * tanh(z / softcap)."""
-
-    weight: Tensor
-    bias: Tensor | None
-    softcap: float | None
-    scale: float
-
-
-def head_of(model: PreTrainedModel) -> Head:
-    """The head of a model, from its output embedding and the configuration fields that change its logits."""
-    output = model.get_output_embeddings()
-    if output is None or not isinstance(getattr(output, "weight", None), Tensor):
-        raise StudyError(f"--model of type {model.config.model_type} has no output embedding with a weight")
-    config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(output.weight, getattr(output, "bias", None), None if softcap is None else float(softcap), scale)
-
-
-def last_hidden(model: torch.nn.Module, **inputs: Tensor) -> Tensor:
-    """Hidden states [B, T, D] that enter the head, from the model's own forward with no logits computed."""
-    none = torch.zeros(0, dtype=torch.long, device=inputs["input_ids"].device)
-    return model(**inputs, logits_to_keep=none, output_hidden_states=True, use_cache=False).hidden_states[-1]
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel, ids: Tensor) -> None:
-    """Refuse a model whose logits are not what the fused head computes, or that looks at later tokens.
-
-    Compares the fused cross-entropy with that of the model's own logits on `ids` [B, T], as they are and again with
-    the head's input scaled up. Raises StudyError on a difference.
-    """
-    kind = model.config.model_type
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        raise StudyError(f"--model of type {kind} cannot skip its logits (no logits_to_keep), so they cannot be fused")
-    head, was_training = head_of(model), model.training
-    model.eval()
+def check_head(model: PreTrainedModel, ids: Tensor, option: str = "--model") -> None:
+    """`integrations.hooks.check_head`, its refusal said of what `option` names."""
     try:
-        hidden = last_hidden(model, input_ids=ids)
-        if hidden.shape[-1] != head.weight.shape[1]:
-            raise StudyError(
-                f"--model of type {kind} has another projection before its head "
-                f"({hidden.shape[-1]} -> {head.weight.shape[1]}): pass one without"
-            )
-        logits = model(input_ids=ids, use_cache=False).logits
-        later = torch.cat([ids[:, :1], (ids[:, 1:] + 1) % head.weight.shape[0]], -1)
-        moved = (last_hidden(model, input_ids=later)[:, 0] - hidden[:, 0]).abs().max()
-        if not moved <= 1e-5 * hidden[:, 0].abs().max():
-            raise StudyError(f"--model of type {kind} looks at later tokens: pass a causal language model")
-        factor = LOUD / max(float((hidden @ head.weight.T).abs().max()) * head.scale, 1e-6)
-        with _scaled_input(model, factor):
-            loud = model(input_ids=ids, use_cache=False).logits
-    finally:
-        model.train(was_training)
-    _same(kind, head, hidden, logits, ids)
-    _same(kind, head, hidden * factor, loud, ids)
-
-
-def _same(kind: str, head: Head, hidden: Tensor, logits: Tensor, ids: Tensor) -> None:
-    from fenchel import linear_fenchel_young
-
-    target = ids[:, 1:].flatten()
-    own = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), target, reduction="none")
-    fused = linear_fenchel_young(
-        hidden[:, :-1].flatten(0, 1),
-        head.weight,
-        target,
-        "kl",
-        bias=head.bias,
-        softcap=head.softcap,
-        scale=head.scale,
-        reduction="none",
-    )
-    worst = float(((fused - own).abs() / (1 + own.abs())).max())
-    if not worst <= TOLERANCE:
-        raise StudyError(
-            f"--model of type {kind} does something to its logits that the fused head does not: "
-            f"cross-entropy {float(own.mean()):.4f}, fused {float(fused.mean()):.4f}"
-        )
-
-
-@contextmanager
-def _scaled_input(model: PreTrainedModel, factor: float) -> Iterator[None]:
-    output = model.get_output_embeddings()
-    assert output is not None
-    hook = output.register_forward_pre_hook(lambda _, args: (args[0] * factor, *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
+        hooks.check_head(model, ids)
+    except ValueError as error:
+        raise StudyError(f"{option}: {one_line(error)}") from error

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fenchel.integrations.hooks import head_of, last_hidden
+from fenchel.integrations.losses import LabelLoss
 from fenchel.study.data import IGNORED, Data, TrainBlocks, Windows, order_hash
 from fenchel.study.evaluate import evaluate, every
 from fenchel.study.memory import peak_bytes
-from fenchel.study.model import ModelSource, build, check_head, head_of, last_hidden, state_hash
+from fenchel.study.model import ModelSource, build, check_head, state_hash
 from fenchel.study.progress import Display
 from fenchel.study.record import run_directory
 from fenchel.study.runs import agree, append_line, keep_until, write_json
@@ -81,7 +83,7 @@ def run(bench: Bench, objective: str, seed: int, display: Display) -> None:
         model,
         blocks,
         recipe,
-        objective,
+        LabelLoss(objective),
         seed,
         checkpoints,
         lambda step: log.step(model, step),

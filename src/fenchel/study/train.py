@@ -1,8 +1,8 @@
-"""One run: a model trained with one objective by Hugging Face Trainer, through the fused head."""
+"""One run: a model trained with one loss by Hugging Face Trainer, through the fused head."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,17 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
-from fenchel.study.data import IGNORED, TrainBlocks
+from fenchel.integrations.hooks import Head, NextStates
+from fenchel.integrations.losses import TokenLoss
+from fenchel.integrations.trainer import HeadTrainer
+from fenchel.study.data import TrainBlocks
 from fenchel.study.errors import StudyError, full_disk
-from fenchel.study.model import head_of, last_hidden
 
 # A checkpoint holds this file once it is whole: a run killed while writing one resumes from the one before.
 COMPLETE = "complete"
@@ -73,57 +74,31 @@ class HeadClock:
         self.seconds = (self.seconds or 0.0) + time.perf_counter() - self._mark
 
 
-def objective_loss(
-    model: PreTrainedModel, wrapped: nn.Module, inputs: dict[str, Tensor], objective: str, clock: HeadClock
-) -> Tensor:
-    """Mean Fenchel-Young loss over the tokens of a batch that have a successor which is not ignored.
+@dataclass(frozen=True)
+class Timed:
+    """A loss whose time in the head is kept by a clock."""
 
-    `wrapped` is what Trainer made of `model`; the forward goes through it. inputs: "input_ids" and "labels" [B, T].
-    """
-    from fenchel import linear_fenchel_young
+    loss: TokenLoss
+    clock: HeadClock
 
-    labels = inputs["labels"]
-    passed = {name: value for name, value in inputs.items() if name != "labels"}
-    hidden = last_hidden(wrapped, **passed)[:, :-1].flatten(0, 1)
-    head = head_of(model)
-    return clock.around(
-        lambda states: linear_fenchel_young(
-            states,
-            head.weight,
-            labels[:, 1:].flatten(),
-            objective,
-            bias=head.bias,
-            softcap=head.softcap,
-            scale=head.scale,
-            ignore_index=IGNORED,
-        ),
-        hidden,
-    )
+    def __call__(self, states: NextStates, head: Head, inputs: Mapping[str, Any]) -> Tensor:
+        """The loss."""
+        return self.clock.around(lambda hidden: self.loss(replace(states, hidden=hidden), head, inputs), states.hidden)
 
 
-class StudyTrainer(Trainer):
-    """Trainer whose loss is a Fenchel-Young loss through the fused head: the logits never exist."""
+class StudyTrainer(HeadTrainer):
+    """The trainer of a run: it remembers the last loss, and marks checkpoints that are whole."""
 
-    # One batch is one step here, so the mean over its tokens is Trainer's own normalisation by num_items_in_batch.
-    loss_is_scaled_for_ga = True
-
-    def __init__(self, objective: str, clock: HeadClock, **arguments: Any) -> None:
-        self.objective, self.clock = objective, clock
+    def __init__(self, token_loss: TokenLoss, clock: HeadClock, **arguments: Any) -> None:
+        self.clock = clock
         self.last_loss: Tensor | None = None
-        super().__init__(**arguments)
+        super().__init__(token_loss=Timed(token_loss, clock), **arguments)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """The mean loss of the batch; kept for the log, which sees every step."""
-        assert isinstance(self.model, PreTrainedModel)
-        loss = objective_loss(self.model, model, inputs, self.objective, self.clock)
+        loss = super().compute_loss(model, inputs, *arguments, **options)
         self.last_loss = loss.detach()
-        return (loss, {}) if return_outputs else loss
+        return loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with full_disk(Path(str(self.args.output_dir))):
@@ -146,8 +121,8 @@ class Step:
 class Stopwatch(TrainerCallback):
     """Reports every step, with the training time since the step before; evaluations and checkpoints are not counted."""
 
-    def __init__(self, trainer: StudyTrainer, tokens: int, report: Callable[[Step], None]) -> None:
-        self.trainer, self.tokens, self.report = trainer, tokens, report
+    def __init__(self, trainer: StudyTrainer, name: str, tokens: int, report: Callable[[Step], None]) -> None:
+        self.trainer, self.name, self.tokens, self.report = trainer, name, tokens, report
         self.mark = time.perf_counter()
         self.lr = 0.0
 
@@ -168,9 +143,7 @@ class Stopwatch(TrainerCallback):
         loss = float(self.trainer.last_loss)
         seconds = time.perf_counter() - self.mark
         if not abs(loss) < float("inf"):
-            raise StudyError(
-                f"the loss of {self.trainer.objective} became {loss} at step {state.global_step}: pass a smaller --lr"
-            )
+            raise StudyError(f"the loss of {self.name} became {loss} at step {state.global_step}: pass a smaller --lr")
         self.report(Step(state.global_step, loss, self.lr, seconds, self.tokens, self.trainer.clock.seconds))
         self.mark = time.perf_counter()
 
@@ -195,7 +168,7 @@ def train(
     model: PreTrainedModel,
     blocks: TrainBlocks,
     recipe: Recipe,
-    objective: str,
+    loss: TokenLoss,
     seed: int,
     directory: Path,
     report: Callable[[Step], None],
@@ -205,6 +178,8 @@ def train(
     name: str = "",
 ) -> None:
     """Train `model` in place for `recipe.steps` steps, with checkpoints in `directory`; `report` hears of every step.
+
+    `name` is what errors and other logs call the run.
 
     Raises StudyError when the loss is no longer finite or the disk is full.
     """
@@ -236,8 +211,8 @@ def train(
     )
     # More than one GPU in one process would make Trainer use DataParallel, which splits batches and the head's rows.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    trainer = StudyTrainer(objective, HeadClock(), model=model, args=arguments, train_dataset=blocks)
+    trainer = StudyTrainer(loss, HeadClock(), model=model, args=arguments, train_dataset=blocks)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Stopwatch(trainer, recipe.batch_size * recipe.context, report))
+    trainer.add_callback(Stopwatch(trainer, name, recipe.batch_size * recipe.context, report))
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))

@@ -1,0 +1,194 @@
+"""Trainer with a fused objective: the gradient is that of one big batch, and nothing that is passed is ignored."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithFlattening, TrainingArguments
+
+import fenchel
+from fenchel.integrations.hooks import head_of
+from fenchel.integrations.trainer import FenchelTrainer
+
+from .models import HEADS, model, padded
+
+LENGTHS = [12, 5, 9, 1, 12, 3, 2, 8]
+
+
+def arguments(directory: Path, **more: Any) -> TrainingArguments:
+    given = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1.0,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "train_sampling_strategy": "sequential",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "use_cpu": True,
+        "remove_unused_columns": False,
+    }
+    return TrainingArguments(str(directory), **{**given, **more})
+
+
+def rows(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    return [{name: tensor[i] for name, tensor in batch.items()} for i in range(len(batch["input_ids"]))]
+
+
+def gradient(directory: Path, batch: dict[str, Tensor], *, net: Any = None, objective: str = "alpha:1.5", **more: Any):
+    """What one step of plain descent moved every parameter by, and the logged loss."""
+    net = model(spread=20.0) if net is None else net
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    trainer = FenchelTrainer(net, arguments(directory, **more), objective=objective, train_dataset=rows(batch))
+    trainer.train()
+    moved = {name: before[name] - p.detach() for name, p in net.named_parameters()}
+    return moved, trainer.state.log_history[0]["loss"]
+
+
+def dense_gradient(batch: dict[str, Tensor], objective: str = "alpha:1.5", net: Any = None, **more: Any):
+    net = model(spread=20.0) if net is None else net
+    logits = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    loss = fenchel.fenchel_young(logits, batch["labels"][:, 1:], objective, **more)
+    loss.backward()
+    return {name: p.grad for name, p in net.named_parameters()}, loss.item()
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], within: float = 1e-6) -> None:
+    assert one.keys() == other.keys()
+    assert max(float(g.abs().max()) for g in other.values()) > 1e-3
+    for name, g in other.items():
+        assert float((one[name] - g).abs().max()) <= within, name
+
+
+@pytest.mark.parametrize("objective", ["kl", "alpha:1.5", "js"])
+def test_a_step_is_that_of_the_dense_loss(tmp_path: Path, objective: str) -> None:
+    batch = padded(LENGTHS)
+    moved, loss = gradient(tmp_path, batch, objective=objective)
+    expected, value = dense_gradient(batch, objective)
+    assert_same(moved, expected)
+    assert loss == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_accumulated_gradients_are_those_of_one_big_batch(tmp_path: Path, size: int) -> None:
+    # micro-batches of different numbers of tokens, one of them with none
+    batch = padded(LENGTHS)
+    big, loss = gradient(tmp_path, batch)
+    parts, total = gradient(
+        tmp_path, batch, per_device_train_batch_size=size, gradient_accumulation_steps=len(LENGTHS) // size
+    )
+    assert_same(parts, big)
+    assert total == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "cohere"])
+def test_models_whose_own_loss_differs_are_counted_alike(tmp_path: Path, kind: str) -> None:
+    batch, spread = padded(LENGTHS[:4]), 20.0 / HEADS[kind][2]
+    more = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    tied = {"tie_word_embeddings": False, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    parts, _ = gradient(tmp_path, batch, net=model(kind, spread=spread, **tied), objective="kl", **more)
+    expected, _ = dense_gradient(batch, "kl", net=model(kind, spread=spread, **tied))
+    assert_same(parts, expected, 2e-6)
+
+
+def test_a_batch_with_nothing_to_learn_gives_a_differentiable_zero(tmp_path: Path) -> None:
+    batch = padded([1, 1, 1, 1])
+    moved, loss = gradient(tmp_path, batch, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    assert loss == 0
+    assert all(float(g.abs().max()) == 0 for g in moved.values())
+
+
+def test_padding_free_batches_have_the_loss_of_padded_ones(tmp_path: Path) -> None:
+    batch = padded([12, 5, 9, 3])
+    ragged = [
+        {"input_ids": row[: int(m.sum())]} for row, m in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    flat = DataCollatorWithFlattening()([{"input_ids": item["input_ids"].tolist()} for item in ragged])
+    assert flat["input_ids"].shape == (1, 29)
+    trainer = FenchelTrainer(model(spread=20.0), arguments(tmp_path), objective="alpha:1.5")
+    whole = trainer.compute_loss(trainer.model, batch)
+    assert trainer.compute_loss(trainer.model, dict(flat)).item() == pytest.approx(whole.item(), abs=1e-6)
+
+
+def test_checkpointed_activations_change_nothing(tmp_path: Path) -> None:
+    batch = padded(LENGTHS)
+    plain, _ = gradient(tmp_path, batch, net=model(spread=20.0, num_hidden_layers=2))
+    saved, _ = gradient(tmp_path, batch, net=model(spread=20.0, num_hidden_layers=2), activation_checkpointing=True)
+    assert_same(saved, plain)
+
+
+def test_label_smoothing_of_the_arguments_is_honoured(tmp_path: Path) -> None:
+    batch = padded(LENGTHS)
+    moved, _ = gradient(tmp_path, batch, objective="kl", label_smoothing_factor=0.2)
+    expected, _ = dense_gradient(batch, "kl", label_smoothing=0.2)
+    assert_same(moved, expected)
+
+
+def test_tokens_are_averaged_over_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # two devices with different numbers of tokens, whose gradients are averaged as DDP does
+    whole = padded(LENGTHS)
+    halves = [{name: tensor[s] for name, tensor in whole.items()} for s in (slice(0, 4), slice(4, 8))]
+    items = whole["labels"][:, 1:].ne(-100).sum()
+    net = model(spread=20.0)
+    trainer = FenchelTrainer(net, arguments(tmp_path), objective="alpha:1.5")
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    for half in halves:
+        (trainer.compute_loss(net, half, num_items_in_batch=items) / 2).backward()
+    expected, _ = dense_gradient(whole)
+    assert_same({name: p.grad for name, p in net.named_parameters()}, expected)
+    trainer.args.average_tokens_across_devices = False
+    own = halves[0]["labels"][:, 1:].ne(-100).sum()
+    alone = trainer.compute_loss(net, halves[0], num_items_in_batch=own)
+    assert alone.item() == pytest.approx(dense_gradient(halves[0])[1], abs=1e-5)
+
+
+def test_autocast_computes_in_its_dtype_and_accumulates_in_float32(tmp_path: Path) -> None:
+    batch = padded(LENGTHS)
+    half, _ = gradient(tmp_path, batch, bf16=True)
+    full, _ = gradient(tmp_path, batch)
+    scale = max(float(g.abs().max()) for g in full.values())
+    assert max(float((half[name] - g).abs().max()) for name, g in full.items()) < 0.05 * scale
+    assert any(float((half[name] - g).abs().max()) > 0 for name, g in full.items())
+
+
+def test_evaluation_gives_the_loss(tmp_path: Path) -> None:
+    batch = padded(LENGTHS)
+    trainer = FenchelTrainer(
+        model(spread=20.0), arguments(tmp_path, per_device_eval_batch_size=8), objective="js", eval_dataset=rows(batch)
+    )
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(dense_gradient(batch, "js")[1], abs=1e-5)
+    with pytest.raises(ValueError, match="makes no logits to predict with"):
+        trainer.predict(rows(batch))
+
+
+def test_a_checkpoint_opens_with_plain_transformers(tmp_path: Path) -> None:
+    net = model()
+    FenchelTrainer(net, arguments(tmp_path), objective="kl").save_model(str(tmp_path / "saved"))
+    again = type(net).from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.lm_head.weight, head_of(net).weight)
+
+
+@pytest.mark.parametrize(
+    ("made", "set_up", "message"),
+    [
+        ({"objective": "none"}, {}, "unknown generator 'none'"),
+        ({"objective": "tv"}, {}, "has no operator or loss"),
+        ({"compute_metrics": lambda _: {}}, {}, "compute_metrics: FenchelTrainer makes no logits"),
+        ({"compute_loss_func": lambda *_: 0}, {}, "compute_loss_func"),
+        ({}, {"n_gpu": 2}, "2 GPUs in one process"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(
+    tmp_path: Path, made: dict[str, Any], set_up: dict[str, Any], message: str
+) -> None:
+    args = arguments(tmp_path)
+    if set_up:
+        args._n_gpu = set_up["n_gpu"]
+    with pytest.raises(ValueError, match=message):
+        FenchelTrainer(model(), args, **made)
