@@ -12,7 +12,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # An environment that was half made, whose interpreter is gone, or that was made for another directory is made anew.
 $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(PY) -c 'import pip' 2>/dev/null || rm -f $(STAMP))
 
-.PHONY: setup test lint demo bench docs clean
+.PHONY: setup test lint demo bench gallery docs clean
 
 test: lint
 	$(PY) -m pytest
@@ -29,11 +29,16 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(PY) -m fenchel bench
 
+# Runs the experiment of every paper again; docs/gallery.md, its figures and the numbers behind them are committed.
+gallery: $(STAMP)
+	$(PY) docs/build_gallery.py --all
+
 # Writes docs/img and docs/api from the library itself; both are committed, and the tests check that they are fresh.
 docs: $(STAMP)
 	$(PY) docs/plots.py
 	$(PY) docs/build_api.py
 	$(PY) docs/build_transforms.py
+	$(PY) docs/build_gallery.py
 
 setup: $(STAMP)
 

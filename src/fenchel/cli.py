@@ -12,12 +12,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fenchel.gallery.command import app as papers
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Probabilistic training objectives: compare them on your model and data, and see what they are.",
     pretty_exceptions_enable=False,
 )
+app.add_typer(papers, name="papers")
 
 BAD_INPUT = 2
 INTERRUPTED = 130
