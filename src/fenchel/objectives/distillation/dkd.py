@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...checks import check_positive
 from ...generators import generator
-from .objective import RowObjective, check_weight, divergence_rows, given, log_softmax, others
+from .objective import RowObjective, check_weight, divergence_rows, given, log_softmax_others, others
 
 __all__ = ["DKD"]
 
@@ -53,7 +53,7 @@ class DKD:
         y, kl, temperature = given(target), generator("kl"), self.temperature
         t, s = against_rest(teacher, y, temperature), against_rest(student, y, temperature)
         target_part = divergence_rows(t, s, kl)
-        t, s = log_softmax(others(teacher, y), temperature), log_softmax(others(student, y), temperature)
+        t, s, _ = log_softmax_others(teacher, student, y, temperature)
         other_part = divergence_rows(t, s, kl)
         return self.factor * (self.alpha * target_part + self.beta * other_part)
 

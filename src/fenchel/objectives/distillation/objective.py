@@ -61,6 +61,19 @@ def others(logits: Tensor, target: Tensor) -> Tensor:
     return logits.scatter(-1, target.unsqueeze(-1), -math.inf)
 
 
+def log_softmax_others(
+    teacher: Tensor, student: Tensor, target: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log N(t) and log N(s) [N, V], softmax(logits / T) over the classes other than the target; and whether there are any, bool [N].
+
+    A row without any (V = 1, or all masked) is made uniform: its divergences are 0, and so are its gradients.
+    """
+    t, s = others(teacher, target), others(student, target)
+    some = ((t > -math.inf) | (s > -math.inf)).any(-1)
+    t, s = (log_softmax(torch.where(some.unsqueeze(-1), z, 0.0), temperature) for z in (t, s))
+    return t, s, some
+
+
 def given(target: Tensor | None) -> Tensor:
     """The target, which the front doors have checked to be there."""
     assert target is not None, "this objective needs a target"
