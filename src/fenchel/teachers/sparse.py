@@ -77,6 +77,15 @@ class SparseRows:
         """How many classes each row holds, [N]."""
         return self.row_ptr.diff()
 
+    def __getitem__(self, rows: slice) -> "SparseRows":
+        """Consecutive rows."""
+        start, stop, step = rows.indices(len(self))
+        if step != 1:
+            raise ValueError(f"SparseRows: got a step of {step}; pass consecutive rows")
+        row_ptr = self.row_ptr[start : max(start, stop) + 1]
+        entries = slice(int(row_ptr[0]), int(row_ptr[-1]))
+        return replace(self, row_ptr=row_ptr - row_ptr[0], cols=self.cols[entries], probs=self.probs[entries])
+
     def padded(self) -> tuple[Tensor, Tensor]:
         """Classes and probabilities as [N, widest row], filled with -1 and 0."""
         rows = Rows(self.row_ptr, self.cols, self.probs, self.vocabulary)
