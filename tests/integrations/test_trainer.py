@@ -6,64 +6,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DataCollatorWithFlattening, TrainingArguments
 
 import fenchel
 from fenchel.integrations.hooks import head_of
 from fenchel.integrations.trainer import FenchelTrainer
 
 from .models import HEADS, model, padded
-
-LENGTHS = [12, 5, 9, 1, 12, 3, 2, 8]
-
-
-def arguments(directory: Path, **more: Any) -> TrainingArguments:
-    given = {
-        "max_steps": 1,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "train_sampling_strategy": "sequential",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "use_cpu": True,
-        "remove_unused_columns": False,
-    }
-    return TrainingArguments(str(directory), **{**given, **more})
-
-
-def rows(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    return [{name: tensor[i] for name, tensor in batch.items()} for i in range(len(batch["input_ids"]))]
+from .steps import LENGTHS, arguments, assert_same, flattened, gradients, rows, step
 
 
 def gradient(directory: Path, batch: dict[str, Tensor], *, net: Any = None, objective: str = "alpha:1.5", **more: Any):
-    """What one step of plain descent moved every parameter by, and the logged loss."""
     net = model(spread=20.0) if net is None else net
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    trainer = FenchelTrainer(net, arguments(directory, **more), objective=objective, train_dataset=rows(batch))
-    trainer.train()
-    moved = {name: before[name] - p.detach() for name, p in net.named_parameters()}
-    return moved, trainer.state.log_history[0]["loss"]
+    return step(FenchelTrainer(net, arguments(directory, **more), objective=objective, train_dataset=rows(batch)))
 
 
 def dense_gradient(batch: dict[str, Tensor], objective: str = "alpha:1.5", net: Any = None, **more: Any):
     net = model(spread=20.0) if net is None else net
     logits = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    loss = fenchel.fenchel_young(logits, batch["labels"][:, 1:], objective, **more)
-    loss.backward()
-    return {name: p.grad for name, p in net.named_parameters()}, loss.item()
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], within: float = 1e-6) -> None:
-    assert one.keys() == other.keys()
-    assert max(float(g.abs().max()) for g in other.values()) > 1e-3
-    for name, g in other.items():
-        assert float((one[name] - g).abs().max()) <= within, name
+    return gradients(net, fenchel.fenchel_young(logits, batch["labels"][:, 1:], objective, **more))
 
 
 @pytest.mark.parametrize("objective", ["kl", "alpha:1.5", "js"])
@@ -106,14 +66,11 @@ def test_a_batch_with_nothing_to_learn_gives_a_differentiable_zero(tmp_path: Pat
 
 def test_padding_free_batches_have_the_loss_of_padded_ones(tmp_path: Path) -> None:
     batch = padded([12, 5, 9, 3])
-    ragged = [
-        {"input_ids": row[: int(m.sum())]} for row, m in zip(batch["input_ids"], batch["attention_mask"], strict=True)
-    ]
-    flat = DataCollatorWithFlattening()([{"input_ids": item["input_ids"].tolist()} for item in ragged])
+    flat = flattened(batch)
     assert flat["input_ids"].shape == (1, 29)
     trainer = FenchelTrainer(model(spread=20.0), arguments(tmp_path), objective="alpha:1.5")
     whole = trainer.compute_loss(trainer.model, batch)
-    assert trainer.compute_loss(trainer.model, dict(flat)).item() == pytest.approx(whole.item(), abs=1e-6)
+    assert trainer.compute_loss(trainer.model, flat).item() == pytest.approx(whole.item(), abs=1e-6)
 
 
 def test_checkpointed_activations_change_nothing(tmp_path: Path) -> None:
