@@ -63,7 +63,11 @@ def linear_pair_rows(
                 f"row_args[{i}]: got {got}; pass a tensor whose leading shape is that of the hidden states, {list(pair.lead)}"
             )
     (ht, wt, bt), (hs, ws, bs) = pair.heads
-    by_row = [ht.reshape(n, -1), hs.reshape(n, -1), *(a.reshape(n, *a.shape[len(pair.lead) :]) for a in row_args)]
+    by_row = [
+        ht.reshape(n, ht.shape[-1]),
+        hs.reshape(n, hs.shape[-1]),
+        *(a.reshape(n, *a.shape[len(pair.lead) :]) for a in row_args),
+    ]
     keep = None
     if mask is not None:
         keep = rows_that_count(mask, pair.lead, ht.device).nonzero().squeeze(1)
