@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from ..checks import check_positive
 from ..generators import Generator
 from ..objectives.distillation import RowObjective, distillation_objective, linear_distillation
+from .cached import CachedTeacher, check_cacheable
 from .hooks import Head, NextStates, check_head, head_of, next_states, unwrapped
 from .losses import LabelLoss
 from .trainer import HeadTrainer
@@ -233,6 +234,8 @@ class DistillationTrainer(HeadTrainer):
         if live:
             check_pair(teacher, model, vocabulary, None if tokenizer is None else len(tokenizer))
         smoothing = 0.0 if args is None else float(args.label_smoothing_factor)
+        if isinstance(teacher, CachedTeacher):
+            check_cacheable(distillation_objective(objective), teacher.cache.spec.temperature)
         source = LiveTeacher(teacher) if live else teacher
         loss = TeacherLoss(source, objective, vocabulary, hard_weight, smoothing)
         super().__init__(model, args, token_loss=loss, **kwargs)

@@ -18,9 +18,21 @@ from torch.nn import functional as F
 
 from ..head.young import linear_fenchel_young
 
-__all__ = ["IGNORED", "Head", "NextStates", "check_head", "head_of", "last_hidden", "next_states", "probe"]
+__all__ = [
+    "IGNORED",
+    "TEACHER_ROWS",
+    "Head",
+    "NextStates",
+    "check_head",
+    "head_of",
+    "last_hidden",
+    "next_states",
+    "probe",
+]
 
 IGNORED = -100
+# What a batch calls the numbers [B, T] of its rows in a teacher cache: of no interest to models.
+TEACHER_ROWS = "teacher_rows"
 # Largest difference between the fused and the model's own cross-entropy, relative to 1 + loss, in float32; in half
 # precision the model rounds its logits, by SLACK steps of its dtype.
 TOLERANCE = 1e-4
@@ -134,7 +146,7 @@ def next_states(model: nn.Module, inputs: Mapping[str, Any]) -> NextStates:
     Raises:
         ValueError: no labels, or labels of another shape than the tokens.
     """
-    passed = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
+    passed = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels", TEACHER_ROWS)}
     shifted = inputs.get("shift_labels")
     labels = inputs.get("labels") if shifted is None else shifted
     if labels is None:

@@ -1,0 +1,118 @@
+"""A teacher read from disk trains as the live one does, as far as its classes go."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fenchel.integrations.cached import CachedTeacher, block_rows, cache_of, check_cacheable, model_mark, write_cache
+from fenchel.integrations.distillation import DistillationTrainer
+from fenchel.objectives.distillation import distillation_objective
+from fenchel.study.data import fit_tokenizer
+from fenchel.teachers.cache import Cache, open_cache
+
+from .models import HEADS, model, padded
+from .steps import arguments, assert_same, rows, step
+
+BLOCKS = torch.randint(90, (5, 12), generator=torch.Generator().manual_seed(1))
+
+
+def teacher_of(kind: str = "llama", **more: Any) -> Any:
+    return model(kind, seed=7, spread=20.0 / HEADS[kind][2], **{"hidden_size": 24, **more})
+
+
+def cached(directory: Path, teacher: Any, k: int = 90, temperature: float = 1.0) -> Cache:
+    tokenizer = fit_tokenizer([], 257)
+    spec = cache_of(teacher, tokenizer, BLOCKS, k, temperature=temperature, vocabulary=90)
+    write_cache(directory / "cache", spec, teacher, BLOCKS, batch_size=2)
+    return open_cache(directory / "cache", teacher=spec.teacher, data=spec.data, tokenizer=spec.tokenizer)
+
+
+def batch(order: list[int], ignored: int = 0) -> dict[str, torch.Tensor]:
+    labels = BLOCKS[order].clone()
+    labels[0, :ignored] = -100
+    return {
+        "input_ids": BLOCKS[order],
+        "labels": labels,
+        "teacher_rows": torch.stack([block_rows(b, 12) for b in order]),
+    }
+
+
+@pytest.mark.parametrize("objective", ["kl", "js + 0.5*reverse_kl", "skew_kl:0.1", "kl:temperature=2,factor=4"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_with_all_classes_a_step_is_that_of_the_live_teacher(tmp_path: Path, kind: str, objective: str) -> None:
+    teacher = teacher_of(kind)
+    source = CachedTeacher(cached(tmp_path, teacher, temperature=2.0 if "temperature" in objective else 1.0))
+    examples = batch([3, 0, 4], ignored=6)
+    live = {name: tensor for name, tensor in examples.items() if name != "teacher_rows"}
+
+    def moved(teacher: Any, data: Any) -> Any:
+        args = arguments(tmp_path, per_device_train_batch_size=3)
+        student = model("cohere", spread=200.0)
+        return step(DistillationTrainer(student, args, teacher=teacher, objective=objective, train_dataset=rows(data)))
+
+    (ours, loss), (theirs, value) = moved(source, examples), moved(teacher, live)
+    # log-probabilities are kept in half precision
+    assert loss == pytest.approx(value, rel=3e-3)
+    assert_same(ours, theirs, 1e-2)
+
+
+def test_few_classes_give_a_smaller_loss_and_one_of_nothing_is_zero(tmp_path: Path) -> None:
+    student, args = model(spread=20.0), arguments(tmp_path)
+    values = []
+    for k in (4, 30, 90):
+        (tmp_path / str(k)).mkdir()
+        source = CachedTeacher(cached(tmp_path / str(k), teacher_of(), k))
+        trainer = DistillationTrainer(student, args, teacher=source, objective="kl")
+        values.append(trainer.compute_loss(student, batch([0, 1, 2, 3, 4])).item())
+        nothing = trainer.compute_loss(student, batch([2], ignored=12))
+        nothing.backward()
+        assert nothing.item() == 0
+    assert 0 < values[0] < values[1] < values[2]
+
+
+def test_objectives_that_a_cache_does_not_determine_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="objective: DKD needs the teacher's whole distribution"):
+        check_cacheable(distillation_objective("dkd"), 1.0)
+    with pytest.raises(ValueError, match="objective: got temperature 1, the cache was made at 2"):
+        check_cacheable(distillation_objective("js"), 2.0)
+    source = CachedTeacher(cached(tmp_path, teacher_of(), 4))
+    with pytest.raises(ValueError, match="objective: DKD needs the teacher's whole"):
+        DistillationTrainer(model(), arguments(tmp_path), teacher=source, objective="dkd")
+    trainer = DistillationTrainer(model(), arguments(tmp_path), teacher=source, objective="kl")
+    with pytest.raises(ValueError, match="the batch has no teacher_rows, only input_ids, attention_mask, labels"):
+        trainer.compute_loss(trainer.model, padded([12, 4]))
+
+
+def test_teachers_are_told_apart_by_what_they_say(tmp_path: Path) -> None:
+    one = teacher_of()
+    one.save_pretrained(tmp_path)
+    assert model_mark(type(one).from_pretrained(tmp_path)) == model_mark(one)
+    assert model_mark(teacher_of("gemma2")) != model_mark(teacher_of("gemma2", final_logit_softcapping=6.0))
+    with torch.no_grad():
+        one.lm_head.weight[0, 0] += 1e-3
+    assert model_mark(type(one).from_pretrained(tmp_path)) != model_mark(one)
+
+
+def test_a_killed_build_goes_on(tmp_path: Path) -> None:
+    teacher, tokenizer = teacher_of(), fit_tokenizer([], 257)
+    blocks = torch.randint(90, (3200, 12), generator=torch.Generator().manual_seed(2))
+    spec = cache_of(teacher, tokenizer, blocks, 2, temperature=1.0, vocabulary=90)
+
+    class Killed(Exception):
+        pass
+
+    def die(done: int) -> None:
+        if done > 20000:
+            raise Killed
+
+    heard: list[int] = []
+    with pytest.raises(Killed):
+        write_cache(tmp_path / "cache", spec, teacher, blocks, batch_size=400, progress=die)
+    write_cache(tmp_path / "cache", spec, teacher, blocks, batch_size=400, progress=heard.append)
+    assert 16000 < heard[0] < 25000
+    again = open_cache(tmp_path / "cache", teacher=spec.teacher, data=spec.data, tokenizer=spec.tokenizer)
+    write_cache(tmp_path / "whole", spec, teacher, blocks, batch_size=400)
+    whole = open_cache(tmp_path / "whole", teacher=None, data=None, tokenizer=None)
+    assert torch.equal(again.buckets(slice(None)).indices, whole.buckets(slice(None)).indices)
