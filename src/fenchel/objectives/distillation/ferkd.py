@@ -69,10 +69,9 @@ class FerKD:
         return torch.where(dropped.squeeze(-1), 0.0, rows)
 
     def _mixed(self, log_t: Tensor, target: Tensor) -> Tensor:
-        there = log_t > -math.inf
-        uniform = there * (self.smoothing / there.sum(-1, keepdim=True))
-        hard = torch.zeros_like(log_t).scatter(-1, target.unsqueeze(-1), 1 - self.smoothing)
-        return (uniform + hard).to(log_t.dtype).log()
+        there = (log_t > -math.inf).to(log_t.dtype)
+        uniform = self.smoothing / there.sum(-1, keepdim=True) * there
+        return (uniform + torch.zeros_like(there).scatter(-1, target.unsqueeze(-1), 1 - self.smoothing)).log()
 
 
 OBJECTIVES: dict[str, Callable[..., RowObjective]] = {"ferkd": FerKD}

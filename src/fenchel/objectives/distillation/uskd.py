@@ -62,8 +62,8 @@ class USKD:
         log_n, log_weak, some = log_softmax_others(student, weak, target, 1.0)
         # the other classes that the model has; the target and what is masked come last, with no share
         score = torch.where(others(student, target) > -math.inf, log_n.exp() + log_weak.exp(), -1.0).detach()
-        rank = score.argsort(-1, descending=True).argsort(-1) + 1
-        share = torch.where(score >= 0, 1 / rank, 0.0).to(student.dtype)
+        rank = (score.argsort(-1, descending=True).argsort(-1) + 1).to(score.dtype)
+        share = torch.where(score >= 0, 1 / rank, 0.0)
         share = share / share.sum(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
         zipf = torch.where(some, -(share * log_n.clamp_min(-FAR)).sum(-1), 0.0)
         there = weak > -math.inf
