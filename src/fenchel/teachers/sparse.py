@@ -100,7 +100,7 @@ class SparseRows:
             ([[0, 1], [0, -1]], tensor([-inf, -inf]))
         """
         cols, probs = self.padded()
-        return TopK(cols, probs.log(), torch.full_like(probs[:, 0], -torch.inf), self.vocabulary)
+        return TopK(cols, probs.log(), probs.new_full((len(self),), -torch.inf), self.vocabulary)
 
     @staticmethod
     def cat(parts: "Iterable[SparseRows]") -> "SparseRows":
@@ -294,7 +294,7 @@ def _target(
         )
     cols, probs = target.padded()
     probs = probs.detach().to(dtype)
-    off = ((probs.sum(1) - 1).abs() >= 1e-3) | (probs < 0).any(1)
+    off = ~((probs.sum(1) - 1).abs() < 1e-3) | (probs < 0).any(1)
     if bool(off.any()):
         raise ValueError(
             f"target: got a row that sums to {float(probs[off][0].sum()):.6g}; pass positive entries that sum to one"
