@@ -63,9 +63,8 @@ class HeadTrainer(Trainer):
     ) -> Any:
         """The loss over the number of tokens: `num_items_in_batch`, or those of this batch where it is not given."""
         loss = batch_loss(self.token_loss, self.accelerator.unwrap_model(model), model, inputs, num_items_in_batch)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            # the items are those of all devices, over which gradients are averaged
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        if num_items_in_batch is not None:
+            loss = loss * devices(self)
         return (loss, {}) if return_outputs else loss
 
     def prediction_step(
@@ -83,6 +82,13 @@ class HeadTrainer(Trainer):
         if not prediction_loss_only:
             raise ValueError(f"{type(self).__name__} makes no logits to predict with: call the model for them")
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+
+def devices(trainer: Trainer) -> int:
+    """What a loss over the items of all devices is multiplied by, since gradients are averaged over them."""
+    return (
+        trainer.accelerator.num_processes // trainer.get_tp_size() if trainer.args.average_tokens_across_devices else 1
+    )
 
 
 class FenchelTrainer(HeadTrainer):
