@@ -208,7 +208,10 @@ def span_divergence(
     temperature is derived from that description, not copied.
     """
     t = check_positive("temperature", temperature)
-    return divergence(_events("log_p", log_p, t), _events("log_q", log_q, t), generator)
+    p, q = _events("log_p", log_p, t), _events("log_q", log_q, t)
+    if p.shape != q.shape:
+        raise ValueError(f"log_q: got shape {list(log_q.shape)}, log_p has {list(log_p.shape)}; pass the same spans")
+    return divergence(p, q, generator)
 
 
 def _events(name: str, log_p: Tensor, temperature: float) -> Tensor:
