@@ -123,7 +123,7 @@ def two_heads(
     """
     caps, scales = _one_or_two("softcap", softcap), _one_or_two("scale", scale)
     one, two = (
-        _checked(name, head, cap, s) for name, head, cap, s in zip(names, (first, second), caps, scales, strict=True)
+        one_head(name, head, cap, s) for name, head, cap, s in zip(names, (first, second), caps, scales, strict=True)
     )
     lead = one[0].shape[:-1]
     if two[0].shape[:-1] != lead:
@@ -145,7 +145,12 @@ def _one_or_two(name: str, x: Any) -> tuple[Any, Any]:
     return x, x
 
 
-def _checked(name: str, head: Any, softcap: float | None, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+def one_head(name: str, head: Any, softcap: float | None, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Hidden states [..., D], weight [V, D] and bias [V] or None, checked.
+
+    Raises:
+        ValueError, TypeError: not (hidden, weight) or (hidden, weight, bias), parts that do not fit together.
+    """
     if not isinstance(head, (tuple, list)) or len(head) not in (2, 3):
         got = f"{len(head)} entries" if isinstance(head, (tuple, list)) else type(head).__name__
         raise TypeError(f"{name}: got {got}; pass (hidden, weight) or (hidden, weight, bias)")

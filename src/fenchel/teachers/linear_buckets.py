@@ -15,6 +15,7 @@ from ..checks import check_reduction
 from ..generators import Generator, by_handle
 from ..generators import generator as named
 from ..head.derived import rows_of, total
+from ..head.pairs import rows_that_count
 from ..head.projection import MEMORY, rows_per_tile
 from ..head.rows import Tile
 from ..head.sweep import Head, sweep
@@ -75,7 +76,7 @@ def linear_bucketed_divergence(
     check_student(teacher, len(weight), None)
     check_rows(teacher, hidden, "student")
     lead = hidden.shape[:-1]
-    counted = check_mask(mask, lead, hidden.device)
+    counted = rows_that_count(mask, lead, hidden.device)
     t = student_temperature(teacher, temperature)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     buckets = teacher.buckets().detach().to(wide).reshape(-1, teacher.k + 1)
@@ -95,22 +96,6 @@ def linear_bucketed_divergence(
         return rows_of(call, *tensors).view(lead)
     size = counted.sum().clamp_min(1) if reduction == "mean" else counted.new_ones((), dtype=torch.int64)
     return total(call, (counted / size.double()).to(wide), *tensors)
-
-
-def check_mask(mask: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor:
-    """The rows that count, bool [N].
-
-    Raises:
-        TypeError, ValueError: not bool, or not one entry per row.
-    """
-    if mask is None:
-        return torch.ones(lead.numel(), dtype=torch.bool, device=device)
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask: got {got}; pass bool {list(lead)}, True where a row counts")
-    if mask.shape != lead or mask.device != device:
-        raise ValueError(f"mask: got shape {list(mask.shape)} on {mask.device}; pass {list(lead)} on {device}")
-    return mask.reshape(-1)
 
 
 def _rows(

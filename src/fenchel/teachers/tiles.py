@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..head.projection import MEMORY, autocast, check_head, logits_into, rows_per_tile
+from ..head.pairs import OneHead, one_head
+from ..head.projection import MEMORY, logits_into, rows_per_tile
 from ..head.rows import slices_of
 
 __all__ = ["OneHead", "check_one_head", "check_vocabulary_of", "logits_by_tile"]
-
-OneHead = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor | None]
 
 
 def check_one_head(
@@ -22,14 +21,7 @@ def check_one_head(
     Raises:
         TypeError, ValueError: not (hidden, weight) or (hidden, weight, bias), parts that do not fit, more classes than there are.
     """
-    if not isinstance(head, (tuple, list)) or len(head) not in (2, 3):
-        got = f"{len(head)} entries" if isinstance(head, (tuple, list)) else type(head).__name__
-        raise TypeError(f"{name}: got {got}; pass (hidden, weight) or (hidden, weight, bias)")
-    hidden, weight, bias = autocast(*head, *[None] * (3 - len(head)))
-    try:
-        check_head(hidden, weight, bias, softcap, scale)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+    hidden, weight, bias = one_head(name, head, softcap, scale)
     v = check_vocabulary_of(vocabulary, len(weight))
     return hidden, weight[:v], None if bias is None else bias[:v]
 
