@@ -282,7 +282,7 @@ def test_a_directory_in_use_is_refused(tmp_path: Path, options: dict[str, str]) 
     from fenchel.study.runs import locked
 
     with locked(tmp_path / "out"):
-        assert "is in use by another fenchel compare" in refused(invoke(options, tmp_path / "out"))
+        assert "is in use by another run of fenchel" in refused(invoke(options, tmp_path / "out"))
 
 
 def test_too_small_a_budget_names_one_that_is_enough(tmp_path: Path, options: dict[str, str]) -> None:

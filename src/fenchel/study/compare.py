@@ -14,7 +14,7 @@ from fenchel.study.errors import StudyError, full_disk
 from fenchel.study.model import read_model
 from fenchel.study.presets import preset
 from fenchel.study.progress import Display
-from fenchel.study.recorded import Bench, finished, run
+from fenchel.study.recorded import LABELS, Bench, finished, run
 from fenchel.study.request import Request, checked
 from fenchel.study.runs import INPUTS, existing, locked
 from fenchel.study.train import Recipe
@@ -79,6 +79,7 @@ def _bench(out: Path, manifest: dict[str, Any], report_to: str) -> Bench:
         heldout_windows(data.heldout, recipe.context, config["heldout_most"], separator(data.tokenizer)),
         report_to,
         device,
+        LABELS,
     )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fenchel.integrations.hooks import IGNORED
+from fenchel.integrations.cached import block_rows
+from fenchel.integrations.hooks import IGNORED, TEACHER_ROWS
 from fenchel.study.corpus import Document, position, split
 from fenchel.study.errors import StudyError, one_line
 
@@ -58,14 +59,14 @@ def fit_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerF
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SEPARATOR, pad_token=SEPARATOR)
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path, option: str = "--model") -> PreTrainedTokenizerBase:
     """Tokeniser of a checkpoint directory, loaded without executing code from it."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"--model {path} has no readable tokeniser: {one_line(error)}") from error
+        raise StudyError(f"{option} {path} has no readable tokeniser: {one_line(error)}") from error
     if tokenizer.eos_token_id is None:
-        raise StudyError(f"--model {path}: its tokeniser has no end-of-text token, which separates documents")
+        raise StudyError(f"{option} {path}: its tokeniser has no end-of-text token, which separates documents")
     return tokenizer
 
 
@@ -167,11 +168,12 @@ class TrainBlocks(Dataset[dict[str, Tensor]]):
     """Blocks of `context` tokens in an order that `seed` alone decides, `count` of them, over as many epochs as needed.
 
     Item i is the same whatever was read before it: a resumed run reads the same batches as an uninterrupted one, and
-    every objective reads the same batches as the others.
+    every objective reads the same batches as the others. With `rows`, an item says which rows of a teacher cache, made
+    of `every_block`, belong to its tokens.
     """
 
-    def __init__(self, ids: np.ndarray, context: int, seed: int, count: int) -> None:
-        self.context, self.count = context, count
+    def __init__(self, ids: np.ndarray, context: int, seed: int, count: int, *, rows: bool = False) -> None:
+        self.context, self.count, self.rows = context, count, rows
         blocks = len(ids) // context
         if blocks == 0:
             raise StudyError(f"the training text has {len(ids)} tokens, fewer than one context of {context}: pass more")
@@ -185,7 +187,16 @@ class TrainBlocks(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         start = int(self.order[index]) * self.context
         ids = torch.from_numpy(self.ids[start : start + self.context].astype(np.int64))
-        return {"input_ids": ids, "labels": ids.clone()}
+        item = {"input_ids": ids, "labels": ids.clone()}
+        if self.rows:
+            item[TEACHER_ROWS] = block_rows(int(self.order[index]), self.context)
+        return item
+
+
+def every_block(ids: np.ndarray, context: int) -> Tensor:
+    """All blocks [M, context] of a training text, in its order."""
+    blocks = len(ids) // context
+    return torch.from_numpy(ids[: blocks * context].astype(np.int64)).reshape(blocks, context)
 
 
 def order_hash(blocks: TrainBlocks, batch_size: int, batches: int = 8) -> str:

@@ -17,10 +17,14 @@ from fenchel.study.presets import PRESETS, Preset
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where models come from: the weights in the directory `checkpoint`, or an initialisation from `config`."""
+    """Where models come from: the weights in the directory `checkpoint`, or an initialisation from `config`.
+
+    `option` is the one that named it, for messages.
+    """
 
     config: PretrainedConfig
     checkpoint: Path | None = None
+    option: str = "--model"
 
 
 def preset_config(p: Preset) -> LlamaConfig:
@@ -41,41 +45,41 @@ def preset_config(p: Preset) -> LlamaConfig:
     )
 
 
-def read_model(name: str | None, p: Preset) -> ModelSource:
-    """What `--model` names: None is the preset of the budget; otherwise a preset, a config file or a directory.
+def read_model(name: str | None, p: Preset, option: str = "--model") -> ModelSource:
+    """What `--model`, or another option, names: None is the preset of the budget; otherwise a preset, a config file or a directory.
 
     A directory with weights must hold them as safetensors, and code in it is never executed. Raises StudyError for
     anything unreadable.
     """
     if name is None or name in {candidate.name for candidate in PRESETS}:
-        return ModelSource(preset_config(p))
+        return ModelSource(preset_config(p), option=option)
     path = Path(name).expanduser()
     if not path.exists():
         known = ", ".join(candidate.name for candidate in PRESETS)
-        raise StudyError(f"--model {name}: no such file or directory, and no preset of that name ({known})")
+        raise StudyError(f"{option} {name}: no such file or directory, and no preset of that name ({known})")
     if path.is_dir() and not (path / "config.json").is_file():
-        raise StudyError(f"--model {name} holds no config.json: pass the directory of a Hugging Face checkpoint")
-    config = _read_config(path, name)
+        raise StudyError(f"{option} {name} holds no config.json: pass the directory of a Hugging Face checkpoint")
+    config = _read_config(path, name, option)
     if path.is_file():
-        return ModelSource(config)
+        return ModelSource(config, option=option)
     if any(path.glob("*.safetensors")):
-        return ModelSource(config, path)
+        return ModelSource(config, path, option)
     if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
-        raise StudyError(f"--model {name} has its weights as pickles, which can run code: convert them to safetensors")
-    return ModelSource(config)
+        raise StudyError(f"{option} {name} has its weights as pickles, which can run code: convert them to safetensors")
+    return ModelSource(config, option=option)
 
 
-def _read_config(path: Path, name: str) -> PretrainedConfig:
+def _read_config(path: Path, name: str, option: str) -> PretrainedConfig:
     file = path / "config.json" if path.is_dir() else path
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(written, dict) or "model_type" not in written:
             raise StudyError(
-                f"--model {name}: {file.name} names no model_type, so it is not a transformers configuration"
+                f"{option} {name}: {file.name} names no model_type, so it is not a transformers configuration"
             )
         return AutoConfig.from_pretrained(str(file), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"--model {name} is not a readable transformers configuration: {one_line(error)}") from error
+        raise StudyError(f"{option} {name} is not a readable transformers configuration: {one_line(error)}") from error
 
 
 def build(source: ModelSource, seed: int, device: str = "cpu") -> PreTrainedModel:
@@ -94,7 +98,7 @@ def build(source: ModelSource, seed: int, device: str = "cpu") -> PreTrainedMode
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         where = source.checkpoint or source.config.model_type
-        raise StudyError(f"--model {where} cannot be loaded: {one_line(error)}") from error
+        raise StudyError(f"{source.option} {where} cannot be loaded: {one_line(error)}") from error
     nn.Module.to(model, device)
     return model
 

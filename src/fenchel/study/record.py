@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Study:
 
 def run_directory(out_dir: Path, objective: str, seed: int) -> Path:
     """Where a run is recorded: OUT/runs/alpha_1.5/seed0 for "alpha:1.5" and seed 0."""
-    return Path(out_dir) / "runs" / objective.replace(":", "_") / f"seed{seed}"
+    return Path(out_dir) / "runs" / re.sub(r"[^\w.,=+-]", "_", objective) / f"seed{seed}"
 
 
 def load(out_dir: Path) -> Study:

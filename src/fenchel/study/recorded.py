@@ -1,6 +1,7 @@
 """One run of a study and its record on disk: started, resumed, evaluated, finished."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fenchel.integrations.hooks import head_of, last_hidden
-from fenchel.integrations.losses import LabelLoss
+from fenchel.integrations.losses import LabelLoss, TokenLoss
 from fenchel.study.data import IGNORED, Data, TrainBlocks, Windows, order_hash
 from fenchel.study.evaluate import evaluate, every
 from fenchel.study.memory import peak_bytes
@@ -19,12 +20,31 @@ from fenchel.study.progress import Display
 from fenchel.study.record import run_directory
 from fenchel.study.runs import agree, append_line, keep_until, write_json
 from fenchel.study.sample import continuation
-from fenchel.study.train import Recipe, Step, last_checkpoint, train
+from fenchel.study.train import Recipe, Rewrite, Step, last_checkpoint, train
 
 EVALUATIONS = 8
 # Points of the learning curve use every CURVE_SHARE-th held-out window; final figures use all of them.
 CURVE_SHARE = 4
 PROMPT_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the objectives of a study mean.
+
+    Attributes:
+        loss: what an objective trains with.
+        generator: the generator whose softargmax the predictions of a trained model are.
+        measure: more numbers for the final record of a run, from its model, its training blocks and its objective.
+        rows: batches say which rows of a teacher cache are theirs.
+        rewrite: what makes other batches of those of a seed.
+    """
+
+    loss: Callable[[str], TokenLoss]
+    generator: Callable[[str], str]
+    measure: Callable[["Bench", Any, TrainBlocks, str], dict[str, Any]]
+    rows: bool = False
+    rewrite: Callable[[int], Rewrite | None] = lambda seed: None
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,7 @@ class Bench:
     windows: Windows
     report_to: str
     device: str
+    task: Task
 
 
 def evaluation_steps(steps: int) -> set[int]:
@@ -60,7 +81,8 @@ def run(bench: Bench, objective: str, seed: int, display: Display) -> None:
     recipe, directory = bench.recipe, run_directory(bench.out, objective, seed)
     directory.mkdir(parents=True, exist_ok=True)
     model = build(bench.source, seed, bench.device)
-    blocks = TrainBlocks(bench.data.train.ids, recipe.context, seed, recipe.steps * recipe.batch_size)
+    count = recipe.steps * recipe.batch_size
+    blocks = TrainBlocks(bench.data.train.ids, recipe.context, seed, count, rows=bench.task.rows)
     check_head(model, _batch(blocks, 2, bench.device)[:, :32])
     facts = {"init_hash": state_hash(model), "data_hash": order_hash(blocks, recipe.batch_size)}
     agree(bench.out, list(bench.objectives), seed, facts)
@@ -83,13 +105,14 @@ def run(bench: Bench, objective: str, seed: int, display: Display) -> None:
         model,
         blocks,
         recipe,
-        LabelLoss(objective),
+        bench.task.loss(objective),
         seed,
         checkpoints,
         lambda step: log.step(model, step),
         resume=resume,
         report_to=bench.report_to,
         name=f"{objective} seed {seed}",
+        rewrite=bench.task.rewrite(seed),
     )
     write_json(directory / "final.json", {**_final(bench, model, blocks, objective), **log.totals(), **facts})
     model.save_pretrained(directory / "model")
@@ -134,7 +157,7 @@ class RunLog:
 
     def evaluate(self, model: Any, step: int) -> None:
         """Record a point of the learning curve."""
-        summary = evaluate(model, self.curve, self.objective).summary
+        summary = evaluate(model, self.curve, self.bench.task.generator(self.objective)).summary
         append_line(self.directory / "eval.jsonl", {"step": step, "seconds": self.seconds, "metrics": summary})
 
     def totals(self) -> dict[str, Any]:
@@ -148,9 +171,24 @@ class RunLog:
 
 
 def _final(bench: Bench, model: Any, blocks: TrainBlocks, objective: str) -> dict[str, Any]:
+    generator = bench.task.generator(objective)
+    evaluation = evaluate(model, bench.windows, generator)
+    start = bench.windows.ids[0]
+    prompt = start[bench.windows.labels[0] != IGNORED][:PROMPT_TOKENS]
+    return {
+        "summary": evaluation.summary,
+        "per_document": evaluation.per_document,
+        "documents": list(bench.windows.names),
+        "reliability": evaluation.reliability,
+        "continuation": continuation(model, bench.data.tokenizer, prompt, generator),
+        **bench.task.measure(bench, model, blocks, objective),
+    }
+
+
+def head_memory(bench: Bench, model: Any, blocks: TrainBlocks, objective: str) -> dict[str, Any]:
+    """The most memory that the head of a Fenchel-Young loss takes in a step."""
     from fenchel import linear_fenchel_young
 
-    evaluation = evaluate(model, bench.windows, objective)
     ids = _batch(blocks, bench.recipe.batch_size, bench.device)
     with torch.no_grad():
         hidden = last_hidden(model, input_ids=ids)[:, :-1].flatten(0, 1)
@@ -162,18 +200,15 @@ def _final(bench: Bench, model: Any, blocks: TrainBlocks, objective: str) -> dic
         )
 
     peak, method = peak_bytes(loss, hidden, head.weight)
-    start = bench.windows.ids[0]
-    prompt = start[bench.windows.labels[0] != IGNORED][:PROMPT_TOKENS]
     return {
-        "summary": evaluation.summary,
-        "per_document": evaluation.per_document,
-        "documents": list(bench.windows.names),
-        "reliability": evaluation.reliability,
         "head_peak_bytes": peak,
         "head_peak_method": method,
         "dense_logits_bytes": hidden.shape[0] * head.weight.shape[0] * 4,
-        "continuation": continuation(model, bench.data.tokenizer, prompt, objective),
     }
+
+
+# What `fenchel compare` means by an objective.
+LABELS = Task(LabelLoss, lambda objective: objective, head_memory)
 
 
 def _batch(blocks: TrainBlocks, rows: int, device: str) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,23 +36,18 @@ def write(out_dir: Path) -> Path:
         StudyError: the record cannot be read, or the disk is full.
     """
     out_dir = Path(out_dir)
-    page = render(analyse(load(out_dir)))
+    return put(out_dir, render(analyse(load(out_dir))))
+
+
+def put(out_dir: Path, html: str) -> Path:
+    """Writes a page as the report of `out_dir`; it appears whole or not at all."""
     with full_disk(out_dir):
-        return _replace(out_dir / NAME, page)
+        return _replace(out_dir / NAME, html)
 
 
 def render(analysis: Analysis) -> str:
     """The whole page."""
-    css = resources.files("fenchel.study").joinpath("templates/report.css").read_text(encoding="utf-8")
     title = f"{words.listing(analysis.study.objectives)} · fenchel compare"
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("title", title),
-        el("style", Raw(css)),
-    )
     parts = (
         sections.opening,
         sections.results,
@@ -64,7 +60,21 @@ def render(analysis: Analysis) -> str:
         sections.definitions,
         sections.provenance,
     )
-    body = el("main", *(join(part(analysis), Raw("\n")) for part in parts))
+    return page(title, [part(analysis) for part in parts])
+
+
+def page(title: str, parts: Sequence[Raw | None]) -> str:
+    """A self-contained page of these parts; None is left out."""
+    css = resources.files("fenchel.study").joinpath("templates/report.css").read_text(encoding="utf-8")
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("title", title),
+        el("style", Raw(css)),
+    )
+    body = el("main", *(join(part, Raw("\n")) for part in parts))
     return "<!DOCTYPE html>\n" + el("html", head, Raw("\n"), el("body", body), lang="en") + "\n"
 
 

@@ -122,7 +122,7 @@ def locked(out: Path) -> Iterator[bool]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise StudyError(f"--out {out} is in use by another fenchel compare") from error
+                raise StudyError(f"--out {out} is in use by another run of fenchel") from error
         try:
             yield ours
         finally:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -86,17 +86,36 @@ class Timed:
         return self.clock.around(lambda hidden: self.loss(replace(states, hidden=hidden), head, inputs), states.hidden)
 
 
+class Rewrite(Protocol):
+    """What makes another batch of one before it is trained on, or gives it back: the student's own continuations."""
+
+    def __call__(self, model: Any, inputs: dict[str, Any], step: int) -> dict[str, Any]:
+        """The batch to train on at this step, the same however the run came there."""
+        ...
+
+
 class StudyTrainer(HeadTrainer):
     """The trainer of a run: it remembers the last loss, and marks checkpoints that are whole."""
 
-    def __init__(self, token_loss: TokenLoss, clock: HeadClock, **arguments: Any) -> None:
-        self.clock = clock
+    def __init__(
+        self, token_loss: TokenLoss, clock: HeadClock, rewrite: Rewrite | None = None, **arguments: Any
+    ) -> None:
+        self.clock, self.rewrite = clock, rewrite
         self.last_loss: Tensor | None = None
         super().__init__(token_loss=Timed(token_loss, clock), **arguments)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
         """The mean loss of the batch; kept for the log, which sees every step."""
-        loss = super().compute_loss(model, inputs, *arguments, **options)
+        if self.rewrite is not None:
+            inputs = self.rewrite(self.model, inputs, self.state.global_step)
+        # one batch is one step: its tokens are those of the step, also where it was written anew
+        loss = super().compute_loss(model, inputs)
         self.last_loss = loss.detach()
         return loss
 
@@ -176,10 +195,11 @@ def train(
     resume: Path | None = None,
     report_to: str = "none",
     name: str = "",
+    rewrite: Rewrite | None = None,
 ) -> None:
     """Train `model` in place for `recipe.steps` steps, with checkpoints in `directory`; `report` hears of every step.
 
-    `name` is what errors and other logs call the run.
+    `name` is what errors and other logs call the run; `rewrite` sees every batch first.
 
     Raises StudyError when the loss is no longer finite or the disk is full.
     """
@@ -211,7 +231,7 @@ def train(
     )
     # More than one GPU in one process would make Trainer use DataParallel, which splits batches and the head's rows.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    trainer = StudyTrainer(loss, HeadClock(), model=model, args=arguments, train_dataset=blocks)
+    trainer = StudyTrainer(loss, HeadClock(), rewrite, model=model, args=arguments, train_dataset=blocks)
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Stopwatch(trainer, name, recipe.batch_size * recipe.context, report))
