@@ -13,6 +13,7 @@ KL, Neyman, ...) is it the larger one's.
 
 import math
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -150,7 +151,13 @@ def terms(log_p: Tensor, log_q: Tensor, g: Generator, skew: float = 0.0) -> Tens
 
 
 def row_divergence(
-    log_p: Tensor, log_q: Tensor, g: "Generator | Scalars", *, grad_p: bool = True, grad_q: bool = True
+    log_p: Tensor,
+    log_q: Tensor,
+    g: "Generator | Scalars",
+    *,
+    grad_p: bool = True,
+    grad_q: bool = True,
+    fused: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """D_f(p||q) [...], and its derivatives in log p and in log q [..., V], None where not asked for.
 
@@ -159,9 +166,10 @@ def row_divergence(
     Args:
         log_p, log_q: [..., V] float32 or float64 log-probabilities.
         g: the generator; inside torch.compile, its `scalars`.
+        fused: state it for a compiler that fuses elementwise work, not to be differentiated: f and its adjoint share one argument and its exponential.
     """
     f = g if isinstance(g, Scalars) else scalars(g)
-    term, d_p, d_q = _derivatives(log_p, log_q, f, grad_p, grad_q)
+    term, d_p, d_q = _derivatives(log_p, log_q, f, grad_p, grad_q, fused)
     return term.sum(-1), d_p, d_q
 
 
@@ -192,17 +200,20 @@ class _Terms(torch.autograd.Function):
 
 
 def _value(
-    log_p: Tensor, log_q: Tensor, f: Scalar, adjoint: Scalar, infinite: tuple[bool, bool]
+    log_p: Tensor, log_q: Tensor, f: Scalar, adjoint: Scalar, infinite: tuple[bool, bool], fused: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The terms, and h, max(p, q) and t, from which derivatives start; plain torch, for a compiler to differentiate.
 
-    Without torch.where, which costs as much as ten other passes on a CPU.
+    Unless it is fused, without torch.where, which costs as much as ten other passes on a CPU.
     """
     log_p, log_q = log_p.clamp_min(-FAR), log_q.clamp_min(-FAR)
     t = log_p - log_q
     high = torch.maximum(log_p, log_q).exp()
-    # one summand is f(1) = 0; relu and clamp differ in their derivative at t = 0, which is counted once
-    h = f(_below_zero(t)) if adjoint is f else f(t.clamp_max(0.0)) + adjoint(-torch.relu(t))
+    below, above = _sides(t, fused or adjoint is f)
+    h = f(below)
+    if adjoint is not f:
+        # apart, one summand is f(1) = 0; relu and clamp differ in their derivative at t = 0, which is counted once
+        h = torch.where(t <= 0, h, adjoint(above)) if fused else h + adjoint(above)
     h = h - h.detach().clamp_max(0.0)  # rounding below zero; unlike a clamp, it leaves derivatives alone
     if not any(infinite):
         return high * h, h, high, t
@@ -213,38 +224,45 @@ def _value(
     return high * h + (high * (largest / 10)) * torch.relu(excluded - FAR / 2), h, high, t
 
 
+def _sides(t: Tensor, together: bool) -> tuple[Tensor, Tensor]:
+    """Where f and its adjoint are evaluated: both at -|t|, or each at 0 where the other one counts, so that neither can overflow there."""
+    if together:
+        return (_below_zero(t),) * 2
+    return t.clamp_max(0.0), -torch.relu(t)
+
+
 def _below_zero(t: Tensor) -> Tensor:
     """-|t|, whose derivative at 0 is one of its two slopes rather than their average: second derivatives are right."""
     return t - 2 * torch.relu(t)
 
 
 def _derivatives(
-    log_p: Tensor, log_q: Tensor, f: Scalars, need_p: bool, need_q: bool
+    log_p: Tensor, log_q: Tensor, f: Scalars, need_p: bool, need_q: bool, fused: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The terms and their derivatives in log p and log q, as a plain differentiable expression."""
-    term, h, high, t = _value(log_p, log_q, f.below, f.above, f.infinite)
+    term, h, high, t = _value(log_p, log_q, f.below, f.above, f.infinite, fused)
     if not (need_p or need_q):
         return term, None, None
-    # 1 where p <= q, 0 elsewhere: a lerp with such a weight is an exact choice
-    below = (t <= 0).to(t.dtype)
-    if f.above is f.below:
-        direct = _direct(f.below_slope, f.below_slope, f.vanish[0], f.infinite[0], _below_zero(t), h)
-    else:
-        direct = torch.lerp(
-            _direct(f.above_slope, f.below_slope, f.vanish[1], f.infinite[1], -torch.relu(t), h),
-            _direct(f.below_slope, f.above_slope, f.vanish[0], f.infinite[0], t.clamp_max(0.0), h),
-            below,
-        )
+    pick = _picker(t, fused)
+    below, above = _sides(t, fused or f.above is f.below)
+    direct = _direct(f.below_slope, f.above_slope, f.vanish[0], f.infinite[0], below, h)
+    if f.above is not f.below:
+        direct = pick(direct, _direct(f.above_slope, f.below_slope, f.vanish[1], f.infinite[1], above, h))
     direct = high * direct
     rest = term - direct
     first, second = (direct, rest) if f.vanish[0] else (rest, direct)  # of p and of q, where p <= q
     if f.vanish[0] != f.vanish[1]:
         return term, first if need_p else None, second if need_q else None
-    return (
-        term,
-        torch.lerp(second, first, below) if need_p else None,
-        torch.lerp(first, second, below) if need_q else None,
-    )
+    return term, pick(first, second) if need_p else None, pick(second, first) if need_q else None
+
+
+def _picker(t: Tensor, fused: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """(a, b) -> a where p <= q, b elsewhere."""
+    if fused:
+        return lambda a, b: torch.where(t <= 0, a, b)
+    # 1 where p <= q, 0 elsewhere: a lerp with such a weight is an exact choice of finite numbers
+    weight = (t <= 0).to(t.dtype)
+    return lambda a, b: torch.lerp(b, a, weight)
 
 
 def _direct(slope: Scalar, other: Scalar, vanishes: bool, infinite: bool, s: Tensor, h: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from .young import one_by_one
 
 __all__ = ["linear_divergence"]
 
-# parts that a tile is worked on in
-BLOCKS = 24
+# bytes of one head's logits that are worked on at once: the row function has half a dozen temporaries where it is compiled, two dozen elsewhere
+BLOCK_BYTES = 2**20
 
 
 def linear_divergence(
@@ -220,11 +220,9 @@ class DivergenceKernel:
                 z /= self.temperature
             c = None if c is None else c / self.temperature
         c = None if c is None else c.to(self.dtype).unsqueeze(1)
-        n = len(logits[0])
-        # a few rows at a time: the row function has a dozen temporaries where no compiler fuses it
-        step = max(1, n // BLOCKS)
-        parts = [slice(i, i + step) for i in range(0, n, step)]
         zp, zq = logits
+        step = max(1, BLOCK_BYTES // (zp.shape[1] * zp.element_size()))
+        parts = [slice(i, i + step) for i in range(0, len(zp), step)]
         return torch.cat(
             [
                 divergence_(zp[s], zq[s], None if c is None else c[s], self.needed, self.g, self.skew, self.entries)

@@ -464,10 +464,20 @@ GATHER(1)
 
 typedef void (*NAMED(Gather))(REAL *, const REAL *, int64_t, int64_t, const int32_t *, const REAL *, int64_t);
 
+/* a * b + c, rounded once where there is such an instruction. Left to itself, a compiler may vectorise the products of a long
+   run and not those of a short one, and how a row is cut into runs depends on the number of threads. */
+static inline REAL NAMED(multiply_add)(REAL a, REAL b, REAL c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    return sizeof(REAL) == 4 ? (REAL)__builtin_fmaf((float)a, (float)b, (float)c) : (REAL)__builtin_fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 static void NAMED(gather_one)(REAL *out, const REAL *x, int64_t origin, int64_t ld, const int32_t *idx, const REAL *val,
                               int64_t count) {
     REAL sum = *out;
-    for (int64_t k = 0; k < count; k++) sum += val[k] * x[(idx[k] - origin) * ld];
+    for (int64_t k = 0; k < count; k++) sum = NAMED(multiply_add)(val[k], x[(idx[k] - origin) * ld], sum);
     *out = sum;
 }
 

@@ -4,8 +4,8 @@ Both are the scalar functions of `generators` and nothing else; torch.compile fu
 times faster than the separate torch operations, which is what runs without a compiler).
 """
 
-import itertools
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -22,7 +22,6 @@ from . import kernels, native
 from .kernels import Rows
 
 log = logging.getLogger("fenchel")
-_numbers = itertools.count()
 # entries of logits below which compiling costs more than it saves
 LARGE = 2**21
 
@@ -54,12 +53,67 @@ def compiles(entries: int) -> bool:
 
 @cache
 def _compiled(fn: Callable[..., Any], g: Any) -> Callable[..., Any]:
-    def bound(*args: Tensor) -> Any:
-        return fn(*args, g)
+    made: dict[Any, Callable[..., Any]] = {}
 
-    # the compiler counts recompilations by code object, and gives up after eight: each function has its own
-    bound.__code__ = bound.__code__.replace(co_name=f"{fn.__name__}_{next(_numbers)}")
-    return torch.compile(bound, dynamic=True)
+    def call(*args: Tensor) -> Any:
+        layout = tuple((x.dtype, x.device.type, _pattern(x, args)) for x in args)
+        if layout not in made:
+            made[layout] = torch.compile(_traced(lambda *x: fn(*x, g), args), dynamic=True)
+        return made[layout](*args)
+
+    return call
+
+
+def _pattern(x: Tensor, args: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """Which of the first argument's dimensions each dimension is, negative where it is a constant."""
+    sizes = args[0].shape
+    return tuple(sizes.index(n) if n > 1 and n in sizes else -n for n in x.shape)
+
+
+def _traced(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """fn as a graph of elementary operations for tensors laid out like these, of any size.
+
+    A compiler that traces fn itself reads the constants of a generator at run time and cannot follow what users write. Two operations are replaced: it would
+    turn expm1(t) into exp(t) - 1, which is nothing but rounding near t = 0, and pow is ten times slower than square roots.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # imports a compiler
+
+    known = {torch.ops.aten.expm1.default: _expm1, torch.ops.aten.pow.Tensor_Scalar: _pow}
+    # zeros, and not one tensor twice: it would be traced as one
+    sample = [
+        torch.zeros([(5, 7)[n] if n >= 0 else -n for n in _pattern(x, args)], dtype=x.dtype, device=x.device)
+        for x in args
+    ]
+    with torch.no_grad():
+        return make_fx(fn, known, tracing_mode="symbolic")(*sample)
+
+
+# terms of the series of exp(t) - 1 on |t| < 1/2: to 2^-30 and 2^-60 of it
+_SERIES = {torch.float32: 9, torch.float64: 16}
+
+
+def _expm1(t: Tensor) -> Tensor:
+    # its series where exp(t) - 1 would cancel; elsewhere the exponential that other terms use too
+    near = torch.full_like(t, 1 / math.factorial(_SERIES[t.dtype]))
+    for k in range(_SERIES[t.dtype] - 1, 0, -1):
+        near = near * t + 1 / math.factorial(k)
+    return torch.where(t.abs() < 0.5, t * near, t.exp() - 1)
+
+
+def _pow(x: Tensor, k: float) -> Tensor:
+    # x^k = (square roots of x) exp(r log x), 0 <= r < 1/4: the logarithm's rounding is multiplied by r and not by k
+    if k < 0:
+        return 1 / _pow(x, -k)
+    quarters = math.floor(4 * k)
+    if quarters > 32:
+        return NotImplemented
+    factors = [x] * (quarters // 4)
+    if quarters % 4:
+        half = torch.sqrt(x)
+        factors += [half] * (quarters // 2 % 2) + [torch.sqrt(half)] * (quarters % 2)
+    if quarters != 4 * k:
+        factors.append(torch.exp((k - quarters / 4) * torch.log(x)))
+    return math.prod(factors[1:], start=factors[0]) if factors else torch.ones_like(x)
 
 
 @cache
