@@ -227,7 +227,7 @@ def _value(
 def _sides(t: Tensor, together: bool) -> tuple[Tensor, Tensor]:
     """Where f and its adjoint are evaluated: both at -|t|, or each at 0 where the other one counts, so that neither can overflow there."""
     if together:
-        return (_below_zero(t),) * 2
+        return _below_zero(t), _below_zero(t)
     return t.clamp_max(0.0), -torch.relu(t)
 
 

@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace, console: Console) -> table.Report | None:
     quiet()
     torch.set_num_threads(args.threads)
     cache = cache_directory() if args.cache is None else args.cache
-    trained = [name for name in names if name in SNAPSHOTS]
+    trained = [name for name in names if name in (*SNAPSHOTS, "wide")]
     if trained or args.prepare:
         snapshots(size, args.objective, cache, say)
     if args.prepare:

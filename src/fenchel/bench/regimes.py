@@ -1,6 +1,6 @@
 """The regimes: what a head sees at initialisation, early and late in a real run, after fitting a text, and with flat logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from fenchel.bench.trained import SNAPSHOTS, read, run_name
 
 STD = 0.02
 FLAT = 0.01
+# Share of V in the support of alpha:1.5 in the wide regime.
+WIDE = 0.08
 # Rows that the support and the accuracy of a regime are measured on.
 MEASURED = 256
 
@@ -20,6 +22,7 @@ MEASURED = 256
 REGIMES = {
     "initial": "Hugging Face initialisation: normalised states times a weight of standard deviation 0.02",
     "early": "a real run, early: states, weight and labels of text that it has not seen",
+    "wide": "early, its logits shrunk until alpha:1.5 has a support of 8 % of V, as runs with a small V have",
     "late": "the same run at its end, on the same text",
     "fitted": "the same run, then trained on four batches over and over: states, weight and labels of those",
     "flat": "logits of standard deviation 0.01, the worst case of a sparse head",
@@ -48,6 +51,9 @@ def _leaf(x: Tensor) -> Tensor:
 
 def inputs(name: str, size: Size, objective: str, cache: Path) -> Inputs:
     """The inputs of a regime, the same in every process; trained ones from the cache."""
+    if name == "wide":
+        early = inputs("early", size, objective, cache)
+        return replace(early, hidden=_leaf(early.hidden * _shrinking(early)))
     if name in SNAPSHOTS:
         directory = cache / run_name(size, objective)
         taken = read(directory / f"{name}.safetensors")
@@ -67,6 +73,23 @@ def inputs(name: str, size: Size, objective: str, cache: Path) -> Inputs:
     return Inputs(_leaf(head[0]), _leaf(head[1] * (FLAT / STD / size.d**0.5)), labels, None)
 
 
+def _shrinking(given: Inputs) -> float:
+    """The factor on logits at which the support has the share WIDE, by bisection."""
+    with torch.no_grad():
+        logits = given.hidden[_some(given)] @ given.weight.T
+        low, high = 0.0, 1.0
+        for _ in range(12):
+            middle = (low + high) / 2
+            share = float((fenchel.softargmax(middle * logits, "alpha:1.5") > 0).float().mean())
+            low, high = (middle, high) if share > WIDE else (low, middle)
+    return (low + high) / 2
+
+
+def _some(given: Inputs) -> Tensor:
+    """Rows, evenly spaced, that are measured."""
+    return torch.linspace(0, len(given.hidden) - 1, min(MEASURED, len(given.hidden))).long()
+
+
 def _made(size: Size, made: torch.Generator) -> tuple[Tensor, Tensor]:
     hidden = torch.randn(size.n, size.d, generator=made)
     hidden *= hidden.square().mean(-1, keepdim=True).rsqrt()
@@ -76,12 +99,13 @@ def _made(size: Size, made: torch.Generator) -> tuple[Tensor, Tensor]:
 def facts(name: str, size: Size, objective: str, cache: Path, generators: tuple[str, ...]) -> dict[str, Any]:
     """What a regime measures: classes, spread of the logits, accuracy, and each generator's mean share of V in the support."""
     given = inputs(name, size, objective, cache)
-    rows = torch.linspace(0, len(given.hidden) - 1, min(MEASURED, len(given.hidden))).long()
+    rows = _some(given)
     with torch.no_grad():
         logits = given.hidden[rows] @ given.weight.T
         support = {g: float((fenchel.softargmax(logits, g) > 0).float().mean()) for g in generators}
         hit = (logits.argmax(-1) == given.labels[rows]).float().mean()
-    run = read(cache / run_name(size, objective) / f"{name}.safetensors").facts if name in SNAPSHOTS else None
+    of = "early" if name == "wide" else name
+    run = read(cache / run_name(size, objective) / f"{of}.safetensors").facts if of in SNAPSHOTS else None
     return {
         "regime": name,
         "what": REGIMES[name],
