@@ -204,11 +204,12 @@ def _jeffreys(t: Tensor) -> Tensor:
 
 
 def _omega(x: Tensor) -> Tensor:
-    """The y > 0 with y + log y = x (Wright's omega function), by Newton on a concave function: monotone from the left."""
+    """The y > 0 with y + log y = x (Wright's omega function), by the iteration of Fritsch, Shafer & Crowley 1973: 1e-4, then 1e-15."""
     y = torch.nn.functional.softplus(x.clamp(-700.0, 700.0))
     y = torch.where(x > 1, x - x.clamp_min(1.0).log(), y)
-    for _ in range(6):
-        y = y * (1 + x - y.log()) / (1 + y)
+    for _ in range(2):
+        rest, w = x - y - y.log(), 1 + y
+        y = y * (1 + rest / w * (1 + rest / (2 * (w * (w + rest * (2 / 3)) - rest))))
     return torch.where(x < -36, x.clamp_max(0.0).exp(), torch.where(x == INF, INF, y))
 
 
