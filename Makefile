@@ -15,7 +15,7 @@ $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(PY) -c 'import pip
 .PHONY: setup test lint demo bench gallery docs clean
 
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .
@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@[ -f $(STAMP) ] || $(PYTHON) -m venv --clear .venv
 	@rm -f $(STAMP)
 	$(PY) -m pip install -qq --no-compile -c constraints.txt '$(TORCH)'
-	$(PY) -m pip install -qq --no-compile -c constraints.txt -e '.[cli,hf,sklearn,dev]'
+	$(PY) -m pip install -qq --no-compile -c constraints.txt -e '.[cli,hf,sklearn,trl,lightning,dev]'
 	@echo "$(CURDIR)" > $(STAMP)
 
 clean:

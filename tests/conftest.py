@@ -21,7 +21,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(2)
+    # one core for each of several processes
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     poison_empty()
 
 
