@@ -1,4 +1,4 @@
-"""The command line: compare, list, show, bench. Commands import what they need, so that --help is quick."""
+"""The command line: compare, distill, list, show, bench. Commands import what they need, so that --help is quick."""
 
 import shlex
 import sys
@@ -105,6 +105,108 @@ def compare(
         command = shlex.join(["fenchel", *sys.argv[1:]])
         path = compare(request, out, report_to=report_to, console=console, command=command)
         console.print(report.table(out))
+        console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def distill(
+    teacher: Annotated[
+        str | None, typer.Option(help="Checkpoint directory; without one a small teacher is trained first.")
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint directory, config.json, or a preset, instead of one layer of the teacher's width."
+        ),
+    ] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            "--objectives",
+            "--objective",
+            help="Objectives between teacher and student, separated by commas: a divergence (kl, js:0.3), dkd:alpha=1,beta=8, ...; "
+            "labels is training without the teacher. The first is the baseline.",
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs per objective.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps of a student, instead of what the budget allows.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Minutes for everything: chooses the size of the models and the steps.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="As for compare; without it, the Python standard library's source."),
+    ] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of the rows of --data that holds the text.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of objectives that name none; no factor T^2 is applied.")] = 1.0,
+    hard_weight: Annotated[float, typer.Option(help="Weight of the labels' cross-entropy beside the objective.")] = 0.0,
+    on_policy: Annotated[
+        float, typer.Option(help="Share of the batches that the student writes itself, 0 to 1.")
+    ] = 0.0,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Directory: train from a cache of the teacher, built there if it is not there yet."),
+    ] = None,
+    cache_k: Annotated[int, typer.Option(help="Classes that the cache keeps of each row; the rest is one more.")] = 64,
+    vocabulary: Annotated[
+        int | None,
+        typer.Option(help="Compare the first K tokens, for models whose vocabularies are padded differently."),
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of the students, the same for every objective.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory of the record and the report.")] = Path("fenchel-distillation"),
+    report_to: Annotated[str, typer.Option(help="Where Trainer also reports: tensorboard, wandb, ...")] = "none",
+) -> None:
+    """Train a student to predict as its teacher does, under one objective or several; say how near it comes.
+
+    The same command continues a study that was interrupted. With no options: a 4-layer teacher is trained on the source of
+    the Python standard library and distilled into one layer, from labels alone, KL and Jensen-Shannon, in five minutes.
+    """
+    with one_line_errors():
+        warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
+        from fenchel.study import distill_report
+        from fenchel.study.distill import distill
+        from fenchel.study.distill_request import DistillRequest, split_names
+        from fenchel.study.record import run_directory
+
+        given = {
+            "objectives": None if objectives is None else split_names(objectives),
+            "seeds": seeds,
+            "budget": budget,
+        }
+        request = DistillRequest(
+            data=data,
+            text_field=text_field,
+            teacher=teacher,
+            student=student,
+            vocabulary=vocabulary,
+            temperature=temperature,
+            hard_weight=hard_weight,
+            on_policy=on_policy,
+            cache=cache,
+            cache_k=cache_k,
+            steps=steps,
+            lr=lr,
+            batch_size=batch_size,
+            context=context,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        console = Console()
+        command = shlex.join(["fenchel", *sys.argv[1:]])
+        path = distill(request, out, report_to=report_to, console=console, command=command)
+        console.print(distill_report.table(out))
+        for name in request.objectives:
+            console.print(
+                f"student ({name}): {run_directory(out, name, 0) / 'model'}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
+from transformers import PreTrainedModel
 
 import fenchel
 from fenchel.integrations.hooks import head_of
+from fenchel.integrations.losses import LabelLoss
 from fenchel.study import calibrate as calibration
 from fenchel.study.corpus import Document
 from fenchel.study.data import (
@@ -82,15 +84,19 @@ def begin(request: Request, out: Path, console: Console, began: float, command: 
 def _sizes(request: Request) -> list[Preset]:
     """Presets to try, as the request changes them; one where the model or the steps are given."""
     if request.model is not None and request.model in {candidate.name for candidate in PRESETS}:
-        candidates = [preset(request.model)]
-    elif request.model is not None or request.steps is not None:
-        candidates = [preset_for(request.budget)]
-    else:
-        candidates = [size for size in reversed(PRESETS) if size.minutes <= preset_for(request.budget).minutes]
-    return [
-        replace(size, batch_size=request.batch_size or size.batch_size, context=request.context or size.context)
-        for size in candidates
-    ]
+        return _changed([preset(request.model)], request.batch_size, request.context)
+    return sizes_for(request.budget, request.model or request.steps, request.batch_size, request.context)
+
+
+def sizes_for(budget: float, given: object, batch_size: int | None, context: int | None) -> list[Preset]:
+    """Presets to try, the largest first; that of the budget alone where what decides the size is `given`."""
+    largest = preset_for(budget)
+    fitting = [size for size in reversed(PRESETS) if size.minutes <= largest.minutes]
+    return _changed([largest] if given is not None else fitting, batch_size, context)
+
+
+def _changed(sizes: list[Preset], batch_size: int | None, context: int | None) -> list[Preset]:
+    return [replace(size, batch_size=batch_size or size.batch_size, context=context or size.context) for size in sizes]
 
 
 def _plan(
@@ -113,9 +119,8 @@ def _plan(
         return Plan(size, source, data, windows, facts, request.steps, {})
     console.print("measuring how long a step takes on this machine", highlight=False)
     blocks = TrainBlocks(data.train.ids, size.context, 0, size.batch_size * calibration.STEPS)
-    timings = calibration.calibrate(
-        source, blocks, size.batch_size, request.objectives, every(windows, CURVE_SHARE), _device()
-    )
+    losses = {name: (LabelLoss(name), name) for name in request.objectives}
+    timings = calibration.calibrate(source, blocks, size.batch_size, losses, every(windows, CURVE_SHARE), device_here())
     said = ", ".join(f"{shown(name)} {timing.step:.3f} s" for name, timing in timings.items())
     console.print(f"a step takes: {said}", highlight=False, markup=False)
     evaluations = EVALUATIONS + CURVE_SHARE
@@ -140,7 +145,7 @@ def _manifest(request: Request, plan: Plan, command: str) -> dict[str, Any]:
         "heldout_tokens": int((plan.windows.labels[:, 1:] >= 0).sum()),
         "heldout_documents": len(plan.windows.names),
         "curve_share": CURVE_SHARE,
-        "device": _device(),
+        "device": device_here(),
         "precision": "float32",
     }
     return {
@@ -152,13 +157,14 @@ def _manifest(request: Request, plan: Plan, command: str) -> dict[str, Any]:
         "config": config,
         "request": request.record(),
         "hash": fingerprint(request.record(), config),
-        "machine": _machine(),
+        "machine": machine(),
         "preset": plan.size.name,
         "calibration": {**plan.measured, "sizes": calibration.sizes()},
     }
 
 
-def _device() -> str:
+def device_here() -> str:
+    """Where runs of this process are trained."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -183,7 +189,12 @@ def _check_model(source: ModelSource, data: Data, size: Preset) -> dict[str, Any
         raise StudyError(f"the tokeniser has {len(data.tokenizer)} entries, the model only {config.vocab_size}")
     blocks = TrainBlocks(data.train.ids, size.context, 0, 2)
     check_head(model, torch.stack([blocks[0]["input_ids"], blocks[1]["input_ids"]])[:, :32])
-    weight = head_of(model).weight
+    return model_facts(model, source)
+
+
+def model_facts(model: PreTrainedModel, source: ModelSource) -> dict[str, Any]:
+    """What a record says of a model."""
+    config, weight = model.config.get_text_config(), head_of(model).weight
     return {
         "architecture": type(model).__name__,
         "source": str(source.checkpoint) if source.checkpoint else "initialised from its configuration",
@@ -196,7 +207,8 @@ def _check_model(source: ModelSource, data: Data, size: Preset) -> dict[str, Any
     }
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What a record says of the machine and the versions."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

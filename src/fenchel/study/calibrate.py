@@ -1,12 +1,12 @@
 """How long a step of each objective takes on this machine, and so how many steps a budget allows."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from fenchel.integrations.losses import LabelLoss, batch_loss
+from fenchel.integrations.losses import TokenLoss, batch_loss
 from fenchel.study.data import TrainBlocks, Windows
 from fenchel.study.evaluate import evaluate
 from fenchel.study.model import ModelSource, build
@@ -29,14 +29,28 @@ class Timing:
 
 
 def calibrate(
-    source: ModelSource, blocks: TrainBlocks, batch_size: int, objectives: Sequence[str], windows: Windows, device: str
+    source: ModelSource,
+    blocks: TrainBlocks,
+    batch_size: int,
+    losses: Mapping[str, tuple[TokenLoss, str]],
+    windows: Windows,
+    device: str,
 ) -> dict[str, Timing]:
-    """Time a few training steps and one evaluation of every objective, from the same initialisation."""
-    return {name: _time(source, blocks, batch_size, name, windows, device) for name in objectives}
+    """Time a few training steps and one evaluation of every loss, each from the same initialisation.
+
+    `losses` are (loss, generator whose softargmax the predictions are) by name.
+    """
+    return {name: _time(source, blocks, batch_size, *losses[name], windows, device) for name in losses}
 
 
 def _time(
-    source: ModelSource, blocks: TrainBlocks, batch_size: int, objective: str, windows: Windows, device: str
+    source: ModelSource,
+    blocks: TrainBlocks,
+    batch_size: int,
+    loss: TokenLoss,
+    generator: str,
+    windows: Windows,
+    device: str,
 ) -> Timing:
     model = build(source, 0, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
@@ -47,14 +61,14 @@ def _time(
         clock = HeadClock()
 
         def one_step(batch: dict[str, torch.Tensor] = batch, clock: HeadClock = clock) -> None:
-            batch_loss(Timed(LabelLoss(objective), clock), model, model, batch).backward()
+            batch_loss(Timed(loss, clock), model, model, batch).backward()
             optimizer.step()
             optimizer.zero_grad()
 
         seconds.append(_timed(one_step))
         head.append(clock.seconds)
     measured = [value for value in head[1:] if value is not None]
-    evaluation = _timed(lambda: evaluate(model, windows, objective))
+    evaluation = _timed(lambda: evaluate(model, windows, generator))
     return Timing(_median(seconds[1:]), _median(measured) if measured else None, evaluation)
 
 

@@ -1,6 +1,7 @@
 """What the terminal shows while a study runs."""
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -20,15 +21,17 @@ def shown(objective: str) -> str:
 
 
 class Display:
-    """One bar over all steps of all runs, and a line for each run that ends."""
+    """One bar over all steps of all runs, and a line for each run that ends; `name` says what a run is called."""
 
-    def __init__(self, console: Console, total: int, done: int) -> None:
-        self.console = console
+    def __init__(
+        self, console: Console, total: int, done: int, name: Callable[[str], str] = shown, unit: str = "steps"
+    ) -> None:
+        self.console, self.name = console, name
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("steps"),
+            TextColumn(unit),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -50,7 +53,7 @@ class Display:
 
     def begin(self, objective: str, seed: int, resumed: int) -> None:
         """A run starts, at step `resumed` where it was interrupted before."""
-        self.label = f"{shown(objective)} seed {seed}"
+        self.label = f"{self.name(objective)} seed {seed}"
         self.began = time.perf_counter()
         self.progress.update(self.task, description=self.label)
         if resumed:
@@ -60,6 +63,10 @@ class Display:
         """An optimiser step is done."""
         text = f"{self.label} [dim]step {step}/{steps} loss {loss:.3f} {tokens_per_second:,.0f} tokens/s"
         self.progress.update(self.task, advance=1, description=text)
+
+    def reach(self, label: str, done: int) -> None:
+        """Something that is counted otherwise than in steps has come so far."""
+        self.progress.update(self.task, description=label, completed=done)
 
     def skip(self, steps: int) -> None:
         """Steps that an interrupted run had made before."""

@@ -35,16 +35,17 @@ class Task:
     Attributes:
         loss: what an objective trains with.
         generator: the generator whose softargmax the predictions of a trained model are.
-        measure: more numbers for the final record of a run, from its model, its training blocks and its objective.
+        measure: more numbers for the final record of a run, from its model, its training blocks and its objective; what it
+            has under "summary" and "per_document" joins what is there.
         rows: batches say which rows of a teacher cache are theirs.
-        rewrite: what makes other batches of those of a seed.
+        rewrite: what makes other batches of those that an objective and a seed would be trained on.
     """
 
     loss: Callable[[str], TokenLoss]
     generator: Callable[[str], str]
     measure: Callable[["Bench", Any, TrainBlocks, str], dict[str, Any]]
     rows: bool = False
-    rewrite: Callable[[int], Rewrite | None] = lambda seed: None
+    rewrite: Callable[[str, int], Rewrite | None] = lambda objective, seed: None
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def run(bench: Bench, objective: str, seed: int, display: Display) -> None:
         resume=resume,
         report_to=bench.report_to,
         name=f"{objective} seed {seed}",
-        rewrite=bench.task.rewrite(seed),
+        rewrite=bench.task.rewrite(objective, seed),
     )
     write_json(directory / "final.json", {**_final(bench, model, blocks, objective), **log.totals(), **facts})
     model.save_pretrained(directory / "model")
@@ -175,13 +176,14 @@ def _final(bench: Bench, model: Any, blocks: TrainBlocks, objective: str) -> dic
     evaluation = evaluate(model, bench.windows, generator)
     start = bench.windows.ids[0]
     prompt = start[bench.windows.labels[0] != IGNORED][:PROMPT_TOKENS]
+    more = bench.task.measure(bench, model, blocks, objective)
     return {
-        "summary": evaluation.summary,
-        "per_document": evaluation.per_document,
+        **more,
+        "summary": {**evaluation.summary, **more.get("summary", {})},
+        "per_document": {**evaluation.per_document, **more.get("per_document", {})},
         "documents": list(bench.windows.names),
         "reliability": evaluation.reliability,
         "continuation": continuation(model, bench.data.tokenizer, prompt, generator),
-        **bench.task.measure(bench, model, blocks, objective),
     }
 
 

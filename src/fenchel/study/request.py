@@ -49,24 +49,34 @@ def checked(request: Request, report_to: str) -> Request:
     for name in names:
         if names.count(name) > 1:
             raise StudyError(f"--objectives names {name} twice")
-    for option, value, least in (
+    check_least(
         ("--seeds", request.seeds, 1),
         ("--steps", request.steps, 1),
         ("--batch-size", request.batch_size, 1),
         ("--context", request.context, 2),
-    ):
-        if value is not None and value < least:
-            raise StudyError(f"{option} must be at least {least}, got {value}")
+    )
     if request.lr is not None and not 0 < request.lr < float("inf"):
         raise StudyError(f"--lr must be positive, got {request.lr:g}")
     preset_for(request.budget)
+    check_report_to(report_to)
+    return replace(request, objectives=tuple(names))
+
+
+def check_least(*given: tuple[str, int | None, int]) -> None:
+    """StudyError for the first (option, value, least) whose value is less than it may be."""
+    for option, value, least in given:
+        if value is not None and value < least:
+            raise StudyError(f"{option} must be at least {least}, got {value}")
+
+
+def check_report_to(report_to: str) -> None:
+    """StudyError for a place to report to that is not installed."""
     known = get_available_reporting_integrations()
     if report_to != "none" and report_to not in known:
         installed = ", ".join(known) or "none is installed"
         raise StudyError(
             f"--report-to {report_to} is not available here: pass none or one of those installed ({installed})"
         )
-    return replace(request, objectives=tuple(names))
 
 
 def _objective(name: str) -> str:
