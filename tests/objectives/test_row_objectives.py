@@ -25,6 +25,8 @@ EXACT = (
     "bd_kd:0,1",
     "adaptive_kl:mu=0.6,temperature=1.5",
     "ferkd:low=0,high=0.6",
+    "binary_kl:temperature=2",
+    "binary_kl_norm:temperature=2,factor=4",
 )
 # likelihoods and cross-entropies: not
 OTHERS = ("nkd:gamma=1.5,temperature=2", "pld:temperature=2,factor=0.5", "ferkd:low=0.3,high=0.5,smoothing=0.2")
@@ -153,7 +155,14 @@ def gjsd(t, s, y, beta):
     return beta * kl(p, m) + (1 - beta) * kl(q, m)
 
 
+def binary(t, s, T):
+    two = lambda z: np.array([1 / (1 + math.exp(-z / T)), 1 / (1 + math.exp(z / T))])
+    return sum(kl(two(a), two(b)) for a, b in zip(t, s, strict=True))
+
+
 ORACLES = {
+    "binary_kl:2": lambda t, s, y: binary(t, s, 2),
+    "binary_kl_norm:2,factor=4": lambda t, s, y: 4 * float(np.log(np.cosh((s - t) / 4)).sum()),
     "dkd:0.7,2,temperature=2,factor=4": lambda t, s, y: 4 * dkd(t, s, y, 0.7, 2, 2),
     "nkd:1.5,temperature=2": lambda t, s, y: nkd(t, s, y, 1.5, 2),
     "pld:2,factor=0.5": lambda t, s, y: 0.5 * pld(t, s, y, 2),
