@@ -54,7 +54,7 @@ def test_the_ends_are_infonce_and_nwj():
 
 
 @given(st.integers(2, 7), st.floats(0.01, 1.0), st.integers(0, 10**6), st.floats(0.1, 40.0))
-def test_it_stays_below_log_k_over_alpha(n, alpha, seed, size):
+def test_no_batch_exceeds_its_bound(n, alpha, seed, size):
     f = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE) * size
     assert mi_alpha(f, alpha).item() <= math.log((n - 1) / alpha) + 1 + 1e-9
     # the product term is at most 1/alpha, the joint one at most log(K/alpha); at alpha = 1 the former is 1

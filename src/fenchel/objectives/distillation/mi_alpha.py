@@ -5,14 +5,14 @@
 f is a critic, m the mean of e^f over a batch of student features and q a baseline that no batch is needed for. All
 values are lower bounds of the mutual information in expectation. alpha = 1 is InfoNCE, which cannot exceed log K: low
 variance, high bias. alpha = 0 with q = e is NWJ, which is tight at the right critic: low bias, and a variance that
-grows like e^I. In between, the bound is at most log(K/alpha).
+grows like e^I. In between, the bound is at most 1 + log(K/alpha).
 
 The mean squared error and the cosine of features are such bounds as well: Barber and Agakov's E log q(t|s) + H(t), with
 a Gaussian and a von Mises-Fisher q, less what does not depend on the student. Distiller's observation is that all of
 them are one objective with different estimators.
 
 Features are [N, D], row i of teacher and student belonging to one input. Layers of different widths need a projection,
-which is the caller's to train. Laws (tested): alpha = 1 is InfoNCE and alpha = 0 NWJ; the bound is below log((N-1)/alpha);
+which is the caller's to train. Laws (tested): alpha = 1 is InfoNCE and alpha = 0 NWJ; no batch exceeds 1 + log((N-1)/alpha);
 its expectation is below the mutual information of correlated Gaussians, and bias and variance move in opposite
 directions with alpha; rotating both features together changes nothing.
 
