@@ -111,9 +111,11 @@ def _kept(out: Path, manifest: dict[str, Any], name: str, facts: dict[str, Any])
     """A model of the study: a checkpoint's weights stay where they are, a configuration is read from the copy."""
     size, option = preset(manifest["preset"]), f"--{name}"
     given = Path(facts["source"])
-    if given.is_absolute() and not given.is_dir():
+    if not given.is_absolute():
+        return read_model(str(out / INPUTS / name), size, option)
+    if not given.is_dir():
         raise StudyError(f"{option} {given} is gone: put it back, or pass another --out")
-    return read_model(str(given if given.is_absolute() else out / INPUTS / name), size, option)
+    return read_model(str(given), size, option)
 
 
 def _teacher(bench: Bench, request: DistillRequest, manifest: dict[str, Any], console: Console) -> Any:

@@ -63,7 +63,7 @@ def read_model(name: str | None, p: Preset, option: str = "--model") -> ModelSou
     if path.is_file():
         return ModelSource(config, option=option)
     if any(path.glob("*.safetensors")):
-        return ModelSource(config, path, option)
+        return ModelSource(config, path.absolute(), option)
     if any(path.glob("*.bin")) or any(path.glob("*.pt")) or any(path.glob("*.pth")):
         raise StudyError(f"{option} {name} has its weights as pickles, which can run code: convert them to safetensors")
     return ModelSource(config, option=option)

@@ -1,0 +1,293 @@
+"""`fenchel distill`: a study from start to report, continued after it was stopped, and what it refuses."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner, Result
+
+from fenchel.cli import app
+from fenchel.objectives.distillation import Mixture
+from fenchel.study import distill_report, recorded
+from fenchel.study.data import fit_tokenizer
+from fenchel.study.distill_request import objective_of, split_names
+from fenchel.study.errors import StudyError
+from fenchel.study.progress import Display
+from fenchel.study.record import run_directory
+
+OBJECTIVES = ("labels", "kl", "dkd:alpha=1,beta=2")
+
+
+def save_model(directory: Path, text: str, seed: int = 7, vocab_size: int = 300) -> Path:
+    """A checkpoint that was never trained but has opinions, with a tokeniser fitted to a text."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+    model.save_pretrained(directory)
+    fit_tokenizer([text] * 4, 300).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def text(corpus: Path) -> str:
+    return "".join(path.read_text() for path in sorted(corpus.iterdir()))
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, text: str) -> Path:
+    return save_model(tmp_path / "a-teacher", text)
+
+
+@pytest.fixture
+def options(corpus: Path, tiny: Path, teacher: Path) -> dict[str, str]:
+    return {
+        "--teacher": str(teacher),
+        "--student": str(tiny),
+        "--objectives": "kl",
+        "--steps": "6",
+        "--batch-size": "4",
+        "--context": "16",
+        "--data": str(corpus),
+    }
+
+
+@pytest.fixture
+def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have their own tests and take seconds."""
+    monkeypatch.setattr(distill_report, "write", lambda out: out / "report.html")
+    monkeypatch.setattr(distill_report, "table", lambda out: "")
+
+
+def invoke(options: dict[str, str], out: Path) -> Result:
+    words = (word for pair in options.items() for word in pair)
+    return CliRunner().invoke(app, ["distill", *words, "--out", str(out)], env={"COLUMNS": "200"})
+
+
+def done(options: dict[str, str], out: Path) -> Result:
+    result = invoke(options, out)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+def refused(result: Result) -> str:
+    assert result.exit_code == 2, result.output + repr(result.exception)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def lines(out: Path, objective: str, name: str = "train.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_directory(out, objective, 0) / name).read_text().splitlines()]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_study_from_start_to_report(
+    tmp_path: Path, options: dict[str, str], teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, options = tmp_path / "out", {**options, "--objectives": ",".join(OBJECTIVES), "--hard-weight": "0.1"}
+    result = done(options, out)
+    assert "student before" in result.output
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in OBJECTIVES)
+    assert "Nearness to the teacher" in page
+    assert not re.search(r'(src|href)="http', page)
+
+    study, before = read(out / "study.json"), read(out / "before.json")
+    assert study["config"]["teacher"]["source"] == str(teacher)
+    assert study["config"]["hard_weight"] == 0.1
+    finals = {name: read(run_directory(out, name, 0) / "final.json") for name in OBJECTIVES}
+    for name, final in finals.items():
+        assert [line["step"] for line in lines(out, name)] == list(range(1, 7))
+        assert final["summary"].keys() >= {"teacher_kl", "agreement", "nll_softmax", "accuracy_1"}
+        assert len(final["per_document"]["teacher_kl"]) == len(final["documents"])
+    assert len({final["init_hash"] for final in finals.values()}) == 1
+    # a student that is taught comes nearer to its teacher than it was; one that is not does not learn of it
+    assert finals["kl"]["summary"]["teacher_kl"] < before["student"]["teacher_kl"]
+    assert finals["kl"]["summary"]["teacher_kl"] < finals["labels"]["summary"]["teacher_kl"]
+    mean = sum(
+        n * kl
+        for n, kl in zip(
+            finals["kl"]["per_document"]["tokens"], finals["kl"]["per_document"]["teacher_kl"], strict=True
+        )
+    ) / sum(finals["kl"]["per_document"]["tokens"])
+    assert finals["kl"]["summary"]["teacher_kl"] == pytest.approx(mean, rel=1e-6)
+
+    saved = run_directory(out, "kl", 0) / "model"
+    model, info = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
+    assert model.config.num_hidden_layers == 1
+    assert not any(info.values())
+    assert AutoTokenizer.from_pretrained(saved).get_vocab() == AutoTokenizer.from_pretrained(teacher).get_vocab()
+
+    monkeypatch.setattr(recorded, "train", lambda *_, **__: pytest.fail("a finished run was trained again"))
+    assert "3 of 3 runs are finished already" in done(options, out).output
+
+
+@pytest.mark.usefixtures("plain_report")
+def test_without_a_teacher_one_is_trained_first(tmp_path: Path, corpus: Path) -> None:
+    out = tmp_path / "out"
+    given = {"--data": str(corpus), "--steps": "2", "--budget": "1", "--batch-size": "2", "--context": "16"}
+    result = done({**given, "--objectives": "labels,js"}, out)
+    assert result.output.index("teacher seed 0: loss") < result.output.index("js seed 0: loss")
+    config = read(out / "study.json")["config"]
+    assert (config["teacher"]["layers"], config["model"]["layers"]) == (4, 1)
+    assert config["teacher_steps"] == 4
+    trained = run_directory(out / "teacher", "kl", 0)
+    assert len((trained / "train.jsonl").read_text().splitlines()) == 4
+    final, before = read(trained / "final.json")["summary"], read(out / "before.json")["teacher"]
+    assert before["nll_softmax"] == pytest.approx(final["nll_softmax"], rel=1e-5)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, method: str, count: int) -> None:
+    """Ends the command when the display is told of something for the count-th time."""
+    own, heard = getattr(Display, method), []
+
+    def tell(self: Display, *args: Any) -> None:
+        own(self, *args)
+        heard.append(args)
+        if len(heard) == count:
+            raise Stopped
+
+    monkeypatch.setattr(Display, method, tell)
+
+
+@pytest.mark.usefixtures("plain_report")
+def test_a_stopped_run_goes_on_with_the_same_curve(
+    tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**options, "--objectives": "js:0.3", "--on-policy": "0.5", "--temperature": "2"}
+    with monkeypatch.context() as patch:
+        stop_at(patch, "step", 4)
+        assert isinstance(invoke(options, tmp_path / "stopped").exception, Stopped)
+    assert not (run_directory(tmp_path / "stopped", "js:0.3", 0) / "done.json").exists()
+    assert "js:0.3 seed 0: continues from step 3" in done(options, tmp_path / "stopped").output
+    done(options, tmp_path / "whole")
+    for name in ("loss", "lr", "step"):
+        resumed = [line[name] for line in lines(tmp_path / "stopped", "js:0.3")]
+        assert resumed == [line[name] for line in lines(tmp_path / "whole", "js:0.3")], name
+
+
+@pytest.mark.usefixtures("plain_report")
+def test_training_from_a_cache(tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    with_cache = {**options, "--cache": str(cache), "--cache-k": "300"}
+    with monkeypatch.context() as patch:
+        stop_at(patch, "reach", 2)
+        assert isinstance(invoke(with_cache, tmp_path / "cached").exception, Stopped)
+    result = done(with_cache, tmp_path / "cached")
+    assert re.search(r"from the cache: \d+\.\d\d times as fast", result.output.replace("\n", " "))
+    timing = read(tmp_path / "cached" / "timing.json")
+    assert timing["speedup"] == pytest.approx(
+        timing["seconds_per_step"]["live"] / timing["seconds_per_step"]["cached"], rel=0.02
+    )
+    # with all classes kept it is the live teacher, up to half precision
+    done(options, tmp_path / "live")
+    losses = [[line["loss"] for line in lines(tmp_path / out, "kl")] for out in ("cached", "live")]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    # another study of the same teacher and text reads the same cache
+    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    done({**with_cache, "--objectives": "labels,reverse_kl"}, tmp_path / "again")
+    assert files == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+
+
+@pytest.mark.usefixtures("plain_report")
+def test_caches_of_something_else_are_refused_before_anything_is_written(
+    tmp_path: Path, options: dict[str, str], text: str
+) -> None:
+    cache = tmp_path / "cache"
+    options = {**options, "--cache": str(cache), "--cache-k": "4", "--steps": "1"}
+    done(options, tmp_path / "first")
+    out = tmp_path / "out"
+
+    def line(**changed: str) -> str:
+        said = refused(invoke({**options, **{f"--{k.replace('_', '-')}": v for k, v in changed.items()}}, out))
+        assert not out.exists()
+        return said
+
+    other = save_model(tmp_path / "b-teacher", text, seed=8)
+    assert "made of another teacher" in line(teacher=str(other))
+    assert "made for other data" in line(context="12")
+    assert "made differently: k 4, asked for 5" in line(cache_k="5")
+    assert "the cache was made at" in line(objectives="kl:temperature=3", temperature="2")
+    assert "made differently: temperature 1.0, asked for 2.0" in line(temperature="2")
+    shard = next(cache.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-7])
+    assert "truncated or replaced" in refused(invoke(options, tmp_path / "second"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--objectives": "kl,foo"}, "--objectives foo: objective: got 'foo'; known: kl"),
+        ({"--objectives": "labels"}, "names no objective of a teacher"),
+        ({"--objectives": "kl,kl"}, "names kl twice"),
+        ({"--temperature": "0"}, "--temperature must be positive"),
+        ({"--hard-weight": "-1"}, "--hard-weight must be a number from 0"),
+        ({"--on-policy": "1.5"}, "--on-policy must be a share from 0 to 1"),
+        ({"--on-policy": "0.5", "--cache": "c"}, "not of what a student writes"),
+        ({"--objectives": "dkd", "--cache": "c"}, "needs the teacher's whole distribution"),
+        ({"--teacher": "/nowhere/none"}, "--teacher /nowhere/none: no such directory"),
+        ({"--student": "/nowhere/none"}, "--student /nowhere/none: no such file or directory"),
+        ({"--context": "100"}, "longer than the 64 positions of --teacher"),
+        ({"--steps": "0"}, "--steps must be at least 1"),
+        ({"--vocabulary": "400"}, "vocabulary: got 400; pass 1 to 300"),
+        ({"--data": "/nowhere/none.txt"}, "no such file"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_before_any_training(
+    tmp_path: Path, options: dict[str, str], changed: dict[str, str], message: str
+) -> None:
+    out = tmp_path / "out"
+    assert message in refused(invoke({**options, **changed}, out))
+    assert not out.exists()
+
+
+def test_models_that_do_not_fit_together_are_refused(
+    tmp_path: Path, options: dict[str, str], teacher: Path, text: str
+) -> None:
+    out = tmp_path / "out"
+    other = save_model(tmp_path / "other-tokeniser", "entirely different words for this one")
+    assert "the tokenisers of teacher and student differ" in refused(invoke({**options, "--student": str(other)}, out))
+    wide = save_model(tmp_path / "wide", text, vocab_size=320)
+    line = refused(invoke({**options, "--teacher": str(wide)}, out))
+    assert "got a vocabulary of 320, the student's has 300" in line
+    (teacher / "tokenizer.json").unlink()
+    assert "--teacher" in refused(invoke(options, out))
+    for path in teacher.glob("*.safetensors"):
+        path.unlink()
+    assert "is no directory of a trained checkpoint" in refused(invoke(options, out))
+    assert not out.exists()
+
+
+def test_names_of_objectives() -> None:
+    assert split_names("kl") == ("kl",)
+    assert split_names("kl + 0.5*reverse_kl, dkd:alpha=1, beta=8") == ("kl + 0.5*reverse_kl", "dkd:alpha=1,beta=8")
+    made = objective_of("kl:temperature=3 + js", 2.0)
+    assert isinstance(made, Mixture)
+    assert [term.temperature for term in made.terms] == [3, 2]
+    assert objective_of("dkd", 2.0).temperature == 2  # type: ignore[attr-defined]
+    with pytest.raises(StudyError, match="--objectives none"):
+        objective_of("none", 1.0)
