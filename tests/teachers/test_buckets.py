@@ -290,6 +290,20 @@ def test_tiles_hold_a_few_rows_of_logits(monkeypatch):
     assert sum(seen) == N
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_under_torch_func_vmap_and_compile(reduction):
+    fused, dense = both(3, "js", reduction, None)
+    hidden, weight, bias = (x.detach() for x in head())
+    f, g = ((lambda w, h=h: h(hidden, w, bias).sum()) for h in (fused, dense))
+    many = torch.stack((weight, 2 * weight))
+    torch.testing.assert_close(torch.vmap(torch.func.grad(f))(many), torch.vmap(torch.func.grad(g))(many))
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    weight.requires_grad_()
+    value, want = compiled(weight), g(weight)
+    torch.testing.assert_close(value, want)
+    torch.testing.assert_close(torch.autograd.grad(value, weight), torch.autograd.grad(want, weight))
+
+
 def test_rows_that_do_not_count_may_hold_anything():
     teacher = top_k(logits(N, V, seed=3), 2)
     hidden, weight, bias = head()

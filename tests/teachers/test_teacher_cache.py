@@ -359,6 +359,18 @@ def test_nothing_is_built_over_something_else(tmp_path):
         build_cache(tmp_path / "cache", spec(), rows)
 
 
+def test_one_build_at_a_time(tmp_path):
+    want = top_k(logits(), K)
+
+    def meets_another(start: int) -> Iterator[TopK]:
+        with pytest.raises(CacheError, match="another build is writing there; wait for it to end"):
+            build_cache(tmp_path, spec(), pieces(want), rows_per_shard=SHARD)
+        yield want
+
+    build_cache(tmp_path, spec(), meets_another, rows_per_shard=SHARD)
+    same(open_cache(tmp_path, **WHO).buckets(slice(None)), want)
+
+
 def test_a_damaged_shard_stops_the_build_that_goes_on(tmp_path):
     want = top_k(logits(), K)
     with pytest.raises(CacheError, match=r"rows_from\(0\): ended at row 14 of 23"):

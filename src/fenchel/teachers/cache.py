@@ -1,6 +1,6 @@
 """A teacher cache on disk, open for reading: any rows, in any order, without loading the rest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,35 +146,28 @@ class Cache:
         return self._read_sparse(numbers) if self.spec.k is None else self._read_top_k(numbers, self.spec.k)
 
     def _read_top_k(self, numbers: Array, k: int) -> dict[str, Array]:
-        n = len(numbers)
+        n, shards = len(numbers), self._shards_of(numbers)
         out = {"indices": np.zeros((n, k), self.spec.index), "logp": np.zeros((n, k + 1), self.spec.real)}
-        for shard, place, local in self._by_shard(numbers):
+        for i in np.unique(shards).tolist():
+            place = np.flatnonzero(shards == i)
             for name, array in out.items():
-                array[place] = shard[name][local]
+                array[place] = self._shard(i)[name][numbers[place] - self._starts[i]]
         return out
 
     def _read_sparse(self, numbers: Array) -> dict[str, Array]:
-        counts = np.zeros(len(numbers), np.int64)
-        for shard, place, local in self._by_shard(numbers):
-            counts[place] = np.diff(shard["row_ptr"])[local]
-        starts = np.cumsum(counts) - counts
-        total = int(counts.sum())
-        out = {"cols": np.zeros(total, self.spec.index), "logp": np.zeros(total, self.spec.real)}
-        for shard, place, local in self._by_shard(numbers):
-            own = counts[place]
-            # the entries of each row: 0, 1, ... from its start, here and in the shard
-            step = np.arange(int(own.sum())) - np.repeat(np.cumsum(own) - own, own)
-            here, there = np.repeat(starts[place], own) + step, np.repeat(shard["row_ptr"][local], own) + step
-            for name, array in out.items():
-                array[here] = shard[name][there]
-        return {"counts": counts, **out}
+        # rows of different lengths, copied one by one
+        found: dict[str, list[Array]] = {"cols": [np.zeros(0, self.spec.index)], "logp": [np.zeros(0, self.spec.real)]}
+        shards = self._shards_of(numbers)
+        for i, row in zip(shards.tolist(), (numbers - self._starts[shards]).tolist(), strict=True):
+            shard = self._shard(i)
+            start, stop = shard["row_ptr"][row : row + 2]
+            for name, rows in found.items():
+                rows.append(shard[name][start:stop])
+        counts = np.array([len(row) for row in found["cols"][1:]], np.int64)
+        return {"counts": counts, **{name: np.concatenate(rows) for name, rows in found.items()}}
 
-    def _by_shard(self, numbers: Array) -> Iterator[tuple[dict[str, Array], Array, Array]]:
-        """The shards that hold some rows: the arrays, which of the rows are there, and their numbers in it."""
-        shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        for i in np.unique(shards).tolist():
-            place = np.flatnonzero(shards == i)
-            yield self._shard(i), place, numbers[place] - self._starts[i]
+    def _shards_of(self, numbers: Array) -> Array:
+        return np.searchsorted(self._starts, numbers, side="right") - 1
 
     def _shard(self, number: int) -> dict[str, Array]:
         """The arrays of a shard, checked when they are first mapped."""

@@ -246,9 +246,11 @@ def arrays_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             if name != "__metadata__":
                 kind, shape, (start, stop) = np.dtype(known[held["dtype"]]), tuple(held["shape"]), held["data_offsets"]
                 assert stop - start == kind.itemsize * int(np.prod(shape))
-                # numpy maps no empty files
+                # numpy maps nothing of no bytes; as plain arrays, whose slices are cheap
                 found[name] = (
-                    np.memmap(path, kind, "r", 8 + length + start, shape) if stop > start else np.zeros(shape, kind)
+                    np.asarray(np.memmap(path, kind, "r", 8 + length + start, shape))
+                    if stop > start
+                    else np.zeros(shape, kind)
                 )
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise CacheError(f"{path}: not a shard of a teacher cache ({one_line(error)})") from error

@@ -1,7 +1,10 @@
 """Building a teacher cache: shard by shard, so that a killed build goes on where it was."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -47,7 +50,7 @@ def build_cache(
 
     Raises:
         CacheError: a directory that holds something else or a cache of other rows, a damaged shard, rows that do not fit the spec, fewer or more rows than
-            spec.tokens, a full disk. What is finished stays.
+            spec.tokens, another build in the same directory, a full disk. What is finished stays.
 
     Example:
         >>> import tempfile; import torch; from fenchel.teachers.buckets import top_k; from fenchel.teachers.cache import open_cache
@@ -63,10 +66,39 @@ def build_cache(
     if isinstance(rows_per_shard, bool) or not isinstance(rows_per_shard, int) or rows_per_shard < 1:
         raise ValueError(f"rows_per_shard: got {rows_per_shard!r}; pass a positive integer")
     directory = Path(directory)
-    manifest = _begin(directory, Manifest(spec, rows_per_shard))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise CacheError(f"{directory}: is a file; pass a new or empty directory") from None
+    with _alone(directory):
+        return _build(directory, Manifest(spec, rows_per_shard), rows_from)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keeps other builds out; the system lets go of the directory however this one ends."""
+    if sys.platform == "win32":  # has no such lock
+        yield
+        return
+    import fcntl
+
+    held = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise CacheError(f"{directory}: another build is writing there; wait for it to end") from None
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+def _build(directory: Path, wanted: Manifest, rows_from: Callable[[int], Iterable[Piece]]) -> Manifest:
+    manifest = _begin(directory, wanted)
+    start, spec = manifest.rows, wanted.spec
     if manifest.complete:
         return manifest
-    start = manifest.rows
     waiting: list[Piece] = []
     for piece in rows_from(start):
         waiting.append(_checked(piece, spec))
@@ -84,10 +116,6 @@ def build_cache(
 
 def _begin(directory: Path, wanted: Manifest) -> Manifest:
     """The manifest to go on from: that of the directory, or a new one in an empty directory."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise CacheError(f"{directory}: is a file; pass a new or empty directory") from None
     names = sorted(path.name for path in directory.iterdir())
     foreign = [name for name in names if not is_ours(name)]
     if foreign:
