@@ -143,13 +143,14 @@ def test_a_study_from_start_to_report(
 
 
 @pytest.mark.usefixtures("plain_report")
-def test_without_a_teacher_one_is_trained_first(tmp_path: Path, corpus: Path) -> None:
+def test_without_a_teacher_one_is_trained_first(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     out = tmp_path / "out"
     given = {"--data": str(corpus), "--steps": "2", "--budget": "1", "--batch-size": "2", "--context": "16"}
-    result = done({**given, "--objectives": "labels,js"}, out)
+    result = done({**given, "--objectives": "labels,js", "--student": str(tiny)}, out)
     assert result.output.index("teacher seed 0: loss") < result.output.index("js seed 0: loss")
     config = read(out / "study.json")["config"]
     assert (config["teacher"]["layers"], config["model"]["layers"]) == (4, 1)
+    assert (config["teacher"]["vocab_size"], config["model"]["vocab_size"]) == (300, 300)
     assert config["teacher_steps"] == 4
     trained = run_directory(out / "teacher", "kl", 0)
     assert len((trained / "train.jsonl").read_text().splitlines()) == 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import LlamaConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from fenchel.integrations.cached import cache_of
 from fenchel.integrations.distillation import LiveTeacher, TeacherLoss, check_pair, check_tokenizers
@@ -41,6 +41,8 @@ TEACHER_LAYERS = 4
 STUDENT_LAYERS = 1
 # Steps of a teacher that is trained here, for each step of a student.
 TEACHER_STEPS = 2
+# Seconds for a token of every sequence, written by a small student: what on-policy batches add is planned with this.
+WRITING = 0.004
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,10 @@ def read_pair(request: DistillRequest, size: Preset) -> Pair:
     if request.teacher is None:
         if request.student is not None and Path(request.student).expanduser().is_dir():
             raise StudyError(f"--student {request.student} needs a --teacher of its tokeniser: pass one")
-        teacher = ModelSource(preset_config(replace(size, layers=TEACHER_LAYERS)), option="--teacher")
-        return Pair(teacher, _student(request, size, None, size.vocab_size), None)
+        student = _student(request, size, None, size.vocab_size)
+        v = student.config.get_text_config().vocab_size
+        made = preset_config(replace(size, layers=TEACHER_LAYERS, vocab_size=v))
+        return Pair(ModelSource(made, option="--teacher"), student, None)
     teacher = read_model(request.teacher, size, "--teacher") if _is_path(request.teacher) else None
     if teacher is None or teacher.checkpoint is None:
         raise StudyError(
@@ -144,14 +148,12 @@ def _plan(
     most = (request.steps or size.steps) * size.batch_size * size.context
     data = prepare(
         documents,
-        pair.tokenizer or size.vocab_size,
+        pair.tokenizer or pair.teacher.config.get_text_config().vocab_size,
         train_tokens=most * (1 if pair.tokenizer else TEACHER_STEPS),
         heldout_tokens=32 * size.heldout,
         name=name,
         truncated=truncated,
     )
-    if pair.tokenizer is None:
-        pair = _fitted(pair, len(data.tokenizer))
     facts = _check(request, pair, data, size)
     _check_cache(request, pair, data, size)
     windows = heldout_windows(data.heldout, size.context, size.heldout, separator(data.tokenizer))
@@ -159,14 +161,6 @@ def _plan(
         return Plan(size, pair, data, windows, facts, request.steps, {})
     steps, measured = _steps(request, pair, data, windows, size, console, began)
     return Plan(size, pair, data, windows, facts, steps, measured)
-
-
-def _fitted(pair: Pair, vocab_size: int) -> Pair:
-    """Both with as many tokens as were found: a small text has fewer than a preset asks for."""
-    for source in (pair.teacher, pair.student):
-        if source.checkpoint is None and isinstance(source.config, LlamaConfig):
-            source.config.vocab_size = vocab_size
-    return pair
 
 
 def _check(request: DistillRequest, pair: Pair, data: Data, size: Preset) -> dict[str, dict[str, Any]]:
@@ -242,10 +236,6 @@ def _steps(
     console.print(f"a step takes: {said}", highlight=False, markup=False)
     left = request.budget * 60 - (time.perf_counter() - began) - REPORT
     return steps_within(left, per_step, fixed, size.steps), record
-
-
-# Seconds for a token of every sequence, written by a small student: what on-policy batches add is planned with this.
-WRITING = 0.004
 
 
 def token_loss(name: str, teacher: Any, request: DistillRequest) -> TokenLoss:
