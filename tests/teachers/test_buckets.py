@@ -290,6 +290,9 @@ def test_tiles_hold_a_few_rows_of_logits(monkeypatch):
     assert sum(seen) == N
 
 
+# torch's own compiler warns about its own use of autograd functions
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_under_torch_func_vmap_and_compile(reduction):
     fused, dense = both(3, "js", reduction, None)
