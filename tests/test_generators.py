@@ -400,3 +400,12 @@ def test_a_new_generator_works_everywhere():
     close(fenchel.sigmoid(logits[:, 0], g), two, 1e-14)
     close(fenchel.softplus(logits[:, 0], g.scaled(2.0)), 2 * fenchel.softplus(logits[:, 0] / 2, g), 1e-12)
     close(g.adjoint.f(torch.tensor([2.0])), 2 * g.f(torch.tensor([0.5])), 1e-6)
+
+
+@over(TABLE)
+def test_a_cheaper_slope_below_one_is_the_slope(case):
+    t = -torch.logspace(-6, 2.5, 200, dtype=torch.float64)
+    if case.g.slope_below is None:
+        assert case.book.partition(":")[0] != "js" or case.mine
+    else:
+        torch.testing.assert_close(case.g.slope_below(t), case.g.slope(t), rtol=1e-9, atol=1e-15)

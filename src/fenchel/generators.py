@@ -53,6 +53,7 @@ class Generator:
         multiplicative: unlink(a + b) = unlink(a) unlink(b), so normalising replaces solving (KL alone).
         power: k where unlink(w) = max(w / k, 0)^k, else 0: the solver's sums are then moments of the logits.
         double: evaluate in float64 whatever the input (see `alpha`).
+        slope_below: t -> f'(exp t) for t <= 0, where it can share the work of f there (Jensen-Shannon: one logarithm instead of two); None: the link's.
         source: where the divergence comes from.
         link_one: the link at u = 1, so that f' = link - link_one.
         edge: the link at u = 0: at and below it probabilities are 0 (-inf if the support is always full).
@@ -78,6 +79,7 @@ class Generator:
     multiplicative: bool = False
     power: float = 0.0
     double: bool = False
+    slope_below: Scalar | None = None
     source: str = ""
     handle: int = field(init=False, repr=False, default_factory=_numbers.__next__)
     # constants of the solver, computed once: a compiler cannot trace them
@@ -223,6 +225,10 @@ def _js_link(t: Tensor, b: float) -> Tensor:
     return -b * torch.nn.functional.softplus(math.log((1 - b) / b) - t, threshold=40.0)
 
 
+def _js_slope_below(t: Tensor, b: float) -> Tensor:
+    return b * (t - torch.log1p(b * t.expm1()))
+
+
 def _js_unlink(w: Tensor, b: float) -> Tensor:
     return ((1 - b) / b) / torch.expm1(-w / b)
 
@@ -286,7 +292,7 @@ def _near_zero_dual(u: Tensor, a: float) -> Tensor:
 
 
 def _scaled(g: Generator, c: float) -> Generator:
-    unlink, spread, dual = g.unlink, g.spread, g.dual
+    unlink, spread, dual, below = g.unlink, g.spread, g.dual, g.slope_below
     return Generator(
         name=f"{c:g}*{g.name}",
         formula=f"{c:g} ({g.formula})",
@@ -299,6 +305,7 @@ def _scaled(g: Generator, c: float) -> Generator:
         df0=c * g.df0,
         adjoint_of=lambda: _scaled(g.adjoint, c),
         double=g.double,
+        slope_below=None if below is None else lambda t: c * below(t),
         source=g.source,
     )
 
@@ -319,6 +326,7 @@ def _js_family(b: float) -> Generator:
         f0=-(1 - b) * math.log1p(-b),
         df0=-INF,
         adjoint_of=lambda: generator("js" if b == 0.5 else f"js:{1 - b:.17g}"),
+        slope_below=partial(_js_slope_below, b=b),
         source="Lin 1991, doi:10.1109/18.61115 (generalised Jensen-Shannon); D = b KL(p||m) + (1-b) KL(q||m), m = b p + (1-b) q",
     )
 

@@ -124,7 +124,7 @@ class Scalars:
 
     Attributes:
         below, above: f and f° (one object if they are the same).
-        below_slope, above_slope: f' and f°'.
+        below_slope, above_slope: f' and f°'; where both `vanish`, for t <= 0 alone.
         infinite: whether f(0) and f°(0) are.
         vanish: whether u f'(u) and u f°'(u) do, as u -> 0.
     """
@@ -285,13 +285,15 @@ def scalars(g: Generator) -> Scalars:
         points = torch.tensor([-30.0, -3.0, -1.0, -0.1], dtype=torch.float64)
         if adjoint.name == g.name and torch.equal(adjoint.of_log_ratio(points), g.of_log_ratio(points)):
             adjoint = g
+        vanish = (_vanishes(g), _vanishes(adjoint))
+        slopes = [(h.slope_below if all(vanish) else None) or _slope_of(h) for h in (g, adjoint)]
         _known[g] = Scalars(
             below=g.of_log_ratio,
             above=adjoint.of_log_ratio,
-            below_slope=_slope_of(g),
-            above_slope=_slope_of(adjoint),
+            below_slope=slopes[0],
+            above_slope=slopes[1],
             infinite=(g.f0 == INF, adjoint.f0 == INF),
-            vanish=(_vanishes(g), _vanishes(adjoint)),
+            vanish=vanish,
         )
     return _known[g]
 

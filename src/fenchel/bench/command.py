@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--paths", help=f"of {known}; product and dense are always measured")
     flags.add_argument("--no-peers", action="store_true", help="without other libraries")
     flags.add_argument(
-        "--no-memory", action="store_true", help="without first calls and memory, which take most of the time"
+        "--no-memory",
+        action="store_true",
+        help="without first calls and memory, which are measured in the first regime of a path",
     )
     flags.add_argument("--objective", default="alpha:1.5", help="what the real run is trained with (default alpha:1.5)")
     flags.add_argument("--steps", type=int, help=f"steps of the real run (default {FULL.steps})")
@@ -92,7 +94,8 @@ def _run(args: argparse.Namespace, console: Console) -> table.Report | None:
     _writable(args.out)
     about = machine.describe(args.threads)
     with tempfile.TemporaryDirectory(prefix="fenchel-bench-") as compiled:
-        regimes = [_regime(name, paths, size, args, cache, File(compiled), say) for name in names]
+        seen: set[str] = set()
+        regimes = [_regime(name, paths, size, args, cache, File(compiled), seen, say) for name in names]
     about["load after"] = machine.load()
     settings = {"turns": args.repeats, "parity": f"within {TOLERANCE:.0e} of dense float64, checked before timing"}
     report = table.Report(about, asdict(size), settings, regimes)
@@ -123,15 +126,24 @@ def _checked(args: argparse.Namespace, size: Size) -> tuple[list[str], list[Path
 
 
 def _regime(
-    name: str, paths: list[Path], size: Size, args: argparse.Namespace, cache: File, compiled: File, say: Any
+    name: str,
+    paths: list[Path],
+    size: Size,
+    args: argparse.Namespace,
+    cache: File,
+    compiled: File,
+    seen: set[str],
+    say: Any,
 ) -> tuple[dict[str, Any], list[Row]]:
+    """One regime; first calls and memory of the paths that are not among those seen, which they then are."""
     chosen = {path.key: path for path in paths if name in path.regimes}
     notes = {key: f"needs {path.missing()}" for key, path in chosen.items() if path.missing() is not None}
     about = facts(name, size, args.objective, cache, SPARSE)
     separate: dict[str, Alone] = {}
     if not args.no_memory:
         for key, path in chosen.items():
-            if key not in notes and path.kind != "bare":
+            if key not in notes and path.kind != "bare" and key not in seen:
+                seen.add(key)
                 say(f"{name}: first call and memory of {path.label}")
                 separate[key] = alone(path, name, size, args.objective, cache, args.threads, compiled)
                 failure = separate[key].failure

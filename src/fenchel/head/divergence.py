@@ -25,7 +25,7 @@ from .young import one_by_one
 __all__ = ["linear_divergence"]
 
 # bytes of one head's logits that are worked on at once: the row function has half a dozen temporaries where it is compiled, two dozen elsewhere
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**21
 
 
 def linear_divergence(
@@ -40,7 +40,7 @@ def linear_divergence(
     skew: float = 0.0,
     vocabulary: int | None = None,
     reduction: str = "none",
-    memory: int = MEMORY,
+    memory: int = 2 * MEMORY,
 ) -> Tensor:
     """D_f(p || skew p + (1 - skew) q) of p, q = softmax(z / T), z = cap(scale (hidden @ weight.T + bias)) never stored.
 

@@ -279,9 +279,9 @@ static void NAMED(scan_rows)(void *arg, int64_t task) {
         int64_t count = 0;
         for (int64_t b = 0; b < blocks; b++) {
             const int64_t j = b * SCAN_BLOCK, len = LEAST(SCAN_BLOCK, s->v - j);
-            const REAL top = tops ? tops[b] : NAMED(top_of)(z + j, len);
-            if (top <= limit) continue;
+            if (tops && tops[b] <= limit) continue;
             const int64_t found = NAMED(mark)(z + j, len, limit, marks);
+            if (found == 0) continue;
             fits = fits && used + found <= s->slot; /* from here on this task only counts: pack reads its rows again */
             if (fits) NAMED(write)(z + j, len, j, limit, marks, found, cols + used, vals + used);
             count += found;

@@ -1,6 +1,8 @@
 """hidden @ weight.T with all that models put between the product and the logits, forward and backward."""
 
+import contextlib
 import math
+import mmap
 from typing import Any
 
 import torch
@@ -8,8 +10,12 @@ from torch import Tensor
 
 from ..checks import check_floating, check_positive
 
-# bytes of logits that exist at once: large enough that matrix products run at full speed, small beside any model
-MEMORY = 48 * 2**20
+# bytes of a head's logits that exist at once: large enough that matrix products run at full speed, small beside any model
+MEMORY = 64 * 2**20
+# bytes above which scratch memory is worth large pages
+HUGE = 4 * 2**20
+# columns of logits that a CPU multiplies at a time: for a few hundred rows a tenth faster than all at once
+COLUMNS = 1024
 # columns of a half-precision weight that are widened at once on a CPU
 BLOCK = 4096
 
@@ -69,6 +75,17 @@ def rows_per_tile(v: int, itemsize: int, memory: int) -> int:
     return rows if rows < 16 else rows // 16 * 16
 
 
+def scratch(like: Tensor, n: int, v: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialised [n, v] on the device of `like`; on Linux of large pages, whose thousandfold smaller number makes every pass over them faster."""
+    size = n * v * dtype.itemsize
+    if like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or size < HUGE:
+        return like.new_empty(n, v, dtype=dtype)
+    pages = mmap.mmap(-1, size)
+    with contextlib.suppress(OSError):  # a kernel without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(n, v)
+
+
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
     """The logits of a tile, differentiable, in float32 at least."""
     z = hidden @ weight.T
@@ -84,8 +101,11 @@ def logits_into(
     out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float
 ) -> None:
     """`logits_of` written into a float32 or float64 buffer [n, V]."""
-    if hidden.dtype == out.dtype:
+    if hidden.dtype == out.dtype and hidden.is_cuda:
         torch.mm(hidden, weight.T, out=out)
+    elif hidden.dtype == out.dtype:
+        for i in range(0, len(weight), COLUMNS):
+            torch.mm(hidden, weight[i : i + COLUMNS].T, out=out[:, i : i + COLUMNS])
     elif hidden.is_cuda:
         out.copy_(hidden @ weight.T)
     else:
@@ -117,8 +137,12 @@ def add_gradients(
     d_hidden: Tensor | None,
     d_weight: Tensor | None,
     d_bias: Tensor | None,
+    first: bool,
 ) -> None:
-    """grad [n, V] multiplied back: d_hidden becomes grad @ weight; grad.T @ hidden and grad's column sums are added to d_weight and d_bias."""
+    """grad [n, V] multiplied back: d_hidden becomes grad @ weight; grad.T @ hidden and grad's column sums are added to d_weight and d_bias.
+
+    first: d_weight was not written yet, and becomes the product.
+    """
     if d_hidden is not None:
         if weight.dtype == grad.dtype:
             torch.mm(grad, weight, out=d_hidden)
@@ -129,6 +153,10 @@ def add_gradients(
             for i in range(0, len(weight), BLOCK):
                 d_hidden.addmm_(grad[:, i : i + BLOCK], weight[i : i + BLOCK].to(grad.dtype))
     if d_weight is not None:
-        d_weight.addmm_(grad.T, hidden.to(grad.dtype))
+        wide = hidden.to(grad.dtype)
+        if first:
+            torch.mm(grad.T, wide, out=d_weight)
+        else:
+            d_weight.addmm_(grad.T, wide)
     if d_bias is not None:
         d_bias += grad.sum(0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import kernels
 from .kernels import Rows
-from .projection import add_gradients, logits_into, pull_logits_, rows_per_tile
+from .projection import add_gradients, logits_into, pull_logits_, rows_per_tile, scratch
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,10 @@ class Head:
         """What logits and accumulators are held in."""
         return torch.promote_types(self.hidden.dtype, torch.float32)
 
-    def accumulators(self) -> list[Tensor | None]:
-        """Zeros for the wanted gradients of hidden, weight and bias."""
-        shapes = (self.hidden.shape, self.weight.shape, self.weight.shape[:1])
-        return [
-            self.hidden.new_zeros(s, dtype=self.dtype) if w else None for s, w in zip(shapes, self.want, strict=True)
-        ]
+    def zeros(self, i: int) -> Tensor | None:
+        """Zeros for a gradient, if it is wanted: 0 of hidden, 1 of weight, 2 of bias."""
+        shape = (self.hidden.shape, self.weight.shape, self.weight.shape[:1])[i]
+        return self.hidden.new_zeros(shape, dtype=self.dtype) if self.want[i] else None
 
 
 class Kernel(Protocol):
@@ -83,12 +81,14 @@ def _sweep(
     heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int
 ) -> tuple[Tensor, list[list[Tensor | None]]]:
     n = len(heads[0].hidden)
-    totals: list[list[Tensor | None]] = [h.accumulators() if c is not None else [None] * 3 for h in heads]
+    # the gradient of the weight, the largest, is made by the first tile that has a share in it
+    totals: list[list[Tensor | None]] = [[h.zeros(0), None, h.zeros(2)] if c is not None else [None] * 3 for h in heads]
     capped = sum(h.softcap is not None and c is not None for h in heads)
     itemsize = torch.finfo(heads[0].dtype).bits // 8
     step = rows_per_tile(max(len(h.weight) for h in heads), itemsize * (len(heads) + capped + spare), memory)
-    step = min(step, max(n, 1))
-    buffers = [h.hidden.new_empty(step, len(h.weight), dtype=h.dtype) for h in heads]
+    # equal tiles: a small last one would multiply slowly
+    step = -(-n // max(1, -(-n // step))) if n else 1
+    buffers = [scratch(h.hidden, step, len(h.weight), h.dtype) for h in heads]
     values = []
     for start in range(0, n, step):
         s = slice(start, min(start + step, n))
@@ -103,13 +103,21 @@ def _sweep(
         if c is None:
             continue
         if sparse is not None:
-            d_hidden, d_weight, d_bias = totals[0]
-            sparse.add(heads[0], heads[0].hidden[s], None if d_hidden is None else d_hidden[s], d_weight, d_bias)
+            [h], [total] = heads, totals
+            if total[1] is None:
+                total[1] = h.zeros(1)
+            sparse.add(h, h.hidden[s], None if total[0] is None else total[0][s], total[1], total[2])
             continue
-        for h, z, z0, (d_hidden, d_weight, d_bias) in zip(heads, logits, before, totals, strict=True):
+        for h, z, z0, total in zip(heads, logits, before, totals, strict=True):
             if any(h.want):
                 pull_logits_(z, z0, h.softcap, h.scale)
-                part = None if d_hidden is None else d_hidden[s]
-                add_gradients(z, h.hidden[s], h.weight, part, d_weight, d_bias)
+                first = h.want[1] and total[1] is None
+                if first:
+                    total[1] = torch.empty_like(h.weight, dtype=h.dtype)
+                part = None if total[0] is None else total[0][s]
+                add_gradients(z, h.hidden[s], h.weight, part, total[1], total[2], first)
+    for h, total in zip(heads, totals, strict=True):
+        if c is not None and total[1] is None:
+            total[1] = h.zeros(1)
     out = torch.cat(values) if values else heads[0].hidden.new_zeros(0, dtype=heads[0].dtype)
     return out, totals

@@ -22,6 +22,8 @@ from . import kernels, native
 from .kernels import Rows
 
 log = logging.getLogger("fenchel")
+# the compiler stores an intermediate result that took more operations, or has more readers, than this; here each costs a pass over memory
+FUSE: dict[str, Any] = {"realize_opcount_threshold": 1000, "realize_reads_threshold": 1000}
 # entries of logits below which compiling costs more than it saves
 LARGE = 2**21
 
@@ -58,7 +60,7 @@ def _compiled(fn: Callable[..., Any], g: Any) -> Callable[..., Any]:
     def call(*args: Tensor) -> Any:
         layout = tuple((x.dtype, x.device.type, _pattern(x, args)) for x in args)
         if layout not in made:
-            made[layout] = torch.compile(_traced(lambda *x: fn(*x, g), args), dynamic=True)
+            made[layout] = torch.compile(_traced(lambda *x: fn(*x, g), args), dynamic=True, options=FUSE)
         return made[layout](*args)
 
     return call

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..generators import INF, Generator, operator_of
 from ..losses.fenchel_young import one_hot_divergence
-from ..operators import polish, working_dtype
-from ..solve import Threshold, threshold
+from ..operators import working_dtype
+from ..solve import Threshold
 from . import kernels, native
 from .kernels import Rows
 from .sweep import Sparse
@@ -78,14 +78,10 @@ class YoungKernel:
         """value - best and p, from the tokens inside the window."""
         limit = torch.nextafter(best - self._window(z), torch.full_like(best, -INF)).squeeze(1)
         inside = kernels.above(z, limit)
-        d = (best - packed(inside, inside.vals, -INF)).to(working_dtype(self.g, z.dtype))
+        inside = inside.with_vals(inside.vals - best.squeeze(1)[inside.row_index()])
+        r = packed(inside, inside.vals, -INF)
         q = self.q if self.q.dim() == 0 else packed(inside, measure_of(self.q, inside), 1.0)
-        found = threshold(d, q, self.g)
-        op = operator_of(self.g)
-        u = op.unlink(found.top - d)
-        p = polish(q * u, q * op.spread(u)).to(z.dtype)
-        real = torch.arange(d.shape[1], device=z.device) < inside.row_ptr.diff().unsqueeze(1)
-        return value(d, found.top, q, self.g), _positive(inside.with_vals(p[real]))
+        return self._entries(inside, solved_relative(r, q, self.g, r.numel()))
 
     def _by_solver(self, r: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
         """From logits less their row's best: losses, and the gradient sparse or in place of r."""
@@ -111,16 +107,21 @@ class YoungKernel:
         return torch.cat(losses)
 
     def _support(self, r: Tensor, found: Threshold) -> tuple[Tensor, Rows]:
-        """value - best and p, from the support of a solved block."""
+        """value - best and p, from the support of a solved block of logits less their row's best."""
+        return self._entries(kernels.above(r, (self.g.edge - found.top).squeeze(1).to(r.dtype)), found)
+
+    def _entries(self, rows: Rows, found: Threshold) -> tuple[Tensor, Rows]:
+        """value - best and p, from entries that hold the support; their values are logits less their row's best."""
         op = operator_of(self.g)
-        rows = kernels.above(r, (self.g.edge - found.top).squeeze(1).to(r.dtype))
         index, q = rows.row_index(), measure_of(self.q, rows)
         u = op.unlink(found.top.squeeze(1)[index] + rows.vals.to(found.top.dtype))
-        gain = torch.zeros(len(r), dtype=torch.float64, device=r.device).index_add_(0, index, (q * op.dual(u)).double())
+        gain = torch.zeros(len(found.top), dtype=torch.float64, device=u.device)
+        gain.index_add_(0, index, (q * op.dual(u)).double())
         excess = gain + (self.g.link_one - self.g.f0 - found.top.double()).squeeze(1)
         shift = (1 - found.mass) / found.spread
         p = q * (u + op.spread(u) * shift.squeeze(1)[index])
-        return excess.to(r.dtype), _positive(rows.with_vals(p.clamp_min(0.0).to(r.dtype)))
+        dtype = rows.vals.dtype
+        return excess.to(dtype), _positive(rows.with_vals(p.clamp_min(0.0).to(dtype)))
 
     def _target(self, d: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """<y, best - z> and D_f(y||q) of the smoothed one-hot target."""
