@@ -283,7 +283,7 @@ def test_tiny(name, n, v):
         assert bool(out.isfinite())
         grads = torch.autograd.grad(out, x[3:])
         assert all(bool(g.isfinite().all()) for g in grads)
-        if v == 1:
+        if v == 1 and not name.startswith("binary"):  # which compare logits, and one logit is enough for that
             assert bool(out == 0)
 
 
