@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,7 +77,9 @@ def train(
         return net(data.x_test), cosines
 
 
-def angle(parts, backbone: nn.Module, head: nn.Module, n: int, seed: int) -> dict[str, float]:
+def angle(
+    parts: Callable[[Tensor], list[Tensor]], backbone: nn.Module, head: nn.Module, n: int, seed: int
+) -> dict[str, float]:
     """Mean cosine, over batches, between the gradients of the two losses in the classifier and in the backbone."""
     total = {"head": 0.0, "backbone": 0.0}
     for i in batches(n, 64, BATCHES, seed + 1):

@@ -12,19 +12,28 @@ import fenchel
 from fenchel.gallery.checks import Check, mean, paired, worst
 from fenchel.gallery.figures import column, dots, lines
 from fenchel.gallery.paper import Measurements, Paper
-from fenchel.gallery.students import KD, LABELS, Recipe, classroom, marks, scaled, taught
+from fenchel.gallery.students import KD, LABELS, Recipe, as_function, classroom, marks, scaled, taught
 from fenchel.objectives.distillation.sinkd import SinKD, sinkhorn_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEPS, BATCH, ROWS = 500, 32, 16
-LOSS = SinKD(epsilon=0.1, temperature=4.0, factor=16.0)
+LOSS = SinKD(epsilon=0.1, temperature=4.0, factor=4.0)
+KL = as_function(KD.objective)
+
+
+def both(teacher: Tensor, student: Tensor, target: Tensor) -> Tensor:
+    """KL and the Sinkhorn distance together, as the authors have them."""
+    assert KL is not None
+    return KD.weight * KL(teacher, student, target) + LOSS(teacher, student)
+
+
 METHODS = {
     "labels alone": LABELS,
     "KL, T = 8": KD,
-    "SinKD": Recipe(lambda t, s, y: LOSS(t, s), weight=1.0, cross_entropy=1.0, lr=3e-2),
-    "KL and SinKD": Recipe(lambda t, s, y: LOSS(t, s), weight=1.0, cross_entropy=1.0, lr=3e-2),
+    "Sinkhorn": Recipe(lambda t, s, y: LOSS(t, s), cross_entropy=1.0, lr=3e-2),
+    "KL and Sinkhorn": Recipe(both, cross_entropy=0.1, lr=3e-2),
 }
 EPSILONS = (0.1, 0.01, 0.001)
 GAPS = tuple(float(g) for g in range(0, 31, 2))  # how far the logits of one-sided models are apart
@@ -96,10 +105,15 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
         g = column(measured, "gradients")
         return [m[name][GAPS.index(20.0)] / m[name][GAPS.index(4.0)] for m in g]
 
+    kl = accuracy("KL, T = 8")
     return [
-        paired("accuracy gain of SinKD over KL distillation", accuracy("SinKD"), accuracy("KL, T = 8"), more_than=0.0),
+        paired("accuracy gain of the Sinkhorn distance over KL", accuracy("Sinkhorn"), kl, more_than=0.0),
+        paired("accuracy gain of both together over KL", accuracy("KL and Sinkhorn"), kl, more_than=0.0),
         paired(
-            "accuracy gain of SinKD over the labels alone", accuracy("SinKD"), accuracy("labels alone"), more_than=0.0
+            "accuracy gain of the Sinkhorn distance over the labels alone",
+            accuracy("Sinkhorn"),
+            accuracy("labels alone"),
+            more_than=0.0,
         ),
         mean(
             "share of the Sinkhorn gradient left as supports come apart (gap 4 to gap 20)",
@@ -132,7 +146,13 @@ PAPER = Paper(
     source="arXiv 2402.17110",
     claim="The Sinkhorn distance between the batches of teacher and student outputs supervises where KL, reverse KL and JS fail "
     "for lack of overlap, and distils better than they do.",
-    setup="",
+    setup="Digits, 500 to train on. A teacher with two layers of 128, students with one of 16, 500 steps of Adam on batches of 32. The "
+    "Sinkhorn distance at epsilon = 0.1 and T = 4, times 4, is added to cross-entropy in place of KL, or (as by the authors) to "
+    "KL distillation. Learning rates and temperatures were tuned on seeds that are not used here. Gradients in the student's logits: teacher and student "
+    "of 16 rows prefer opposite halves of ten classes by a growing gap. Marginals and the exact cost (scipy's matching) on a batch of "
+    "real outputs.",
+    notes="The gradient check is about logits, which is what a student has. In the probabilities themselves the cost is the total absolute difference: "
+    "once supports are apart every pair costs 2, so this distance saturates as JS does, and the softmax passes nothing on; KL does not saturate.",
     objectives=("SinKD",),
     run=run,
     judge=judge,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,7 +82,7 @@ def distil(data: Split, teacher: nn.Sequential, apart: float, n: int, steps: int
             with torch.no_grad():
                 kl.append(float(fenchel.divergence(unseen, student(data.x_test)).mean()))
         if step % noisy == noisy // 2:
-            noise.append(relative_noise(loss, student, n, seed))
+            noise.append(relative_noise(loss, student, n, seed, scaled(NOISE_BATCHES, steps / STEPS, least=2)))
         progress = (step + 1) / steps
 
     fit(student.parameters(), loss, n, steps=steps, seed=seed, lr=RATE, each=each)
@@ -92,10 +92,10 @@ def distil(data: Split, teacher: nn.Sequential, apart: float, n: int, steps: int
     return {"kl": kl, "log noise": sum(noise) / len(noise), "accuracy": accuracy(logits, data.y_test)}
 
 
-def relative_noise(loss, student: nn.Sequential, n: int, seed: int) -> float:
+def relative_noise(loss: Callable[[Tensor], Tensor], student: nn.Sequential, n: int, seed: int, count: int) -> float:
     """Log of the total variance of a batch's gradient over the squared length of the mean gradient."""
     parameters = list(student.parameters())
-    drawn = [torch.autograd.grad(loss(i), parameters) for i in batches(n, 64, NOISE_BATCHES, seed + 1)]
+    drawn = [torch.autograd.grad(loss(i), parameters) for i in batches(n, 64, count, seed + 1)]
     flat = torch.stack([torch.cat([g.flatten() for g in gradient]) for gradient in drawn]).double()
     return math.log(float(flat.var(0).sum() / flat.mean(0).square().sum()))
 

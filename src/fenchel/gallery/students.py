@@ -172,8 +172,8 @@ class Recipe:
         cross_entropy = nn.functional.cross_entropy
 
         def loss(teacher: Tensor, student: Tensor, target: Tensor) -> Tensor:
-            labels = self.cross_entropy * cross_entropy(student, target) if self.cross_entropy else 0.0
-            return labels + (self.weight * of(teacher, student, target) if of is not None else 0.0)
+            value = self.cross_entropy * cross_entropy(student, target)
+            return value if of is None else value + self.weight * of(teacher, student, target)
 
         return loss
 
