@@ -1,4 +1,4 @@
-"""The front doors of distillation: names, orientation, what is not mixed in, what is refused; peers' bugs by number (PEERS c)."""
+"""The front doors of distillation: names, orientation, what is not mixed in, what is refused; bugs that other libraries had, by the number of the report."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_a_generators_name_is_the_divergence_of_the_student_from_the_teacher(nam
     torch.testing.assert_close(distillation(generator(name), t, s), divergence(t, s, name).mean(), rtol=0, atol=0)
 
 
-def test_2_nothing_is_mixed_in():
+def test_nothing_is_mixed_in():
     """TRL #5731: a fused JSD that was 0.5 CE + 0.5 JSD, at the sampling temperature. The value is the divergence, by hand."""
     t, s = pair()
     p, q = t.softmax(-1), s.softmax(-1)
@@ -44,7 +44,7 @@ def test_2_nothing_is_mixed_in():
     assert distillation_objective("kl") == Mixture((Term("kl", "teacher", 0.0, 1.0, 1.0),))
 
 
-def test_3_the_orientation_is_in_the_name():
+def test_the_orientation_is_in_the_name():
     """TRL #3043 and #4935: mixtures and directions swapped. A student that misses a mode: only KL(t||s) is infinite."""
     teacher, student = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1.0, 0.0]]).log()
     assert float(distillation("kl", teacher, student)) == torch.inf
@@ -59,7 +59,7 @@ def test_3_the_orientation_is_in_the_name():
     torch.testing.assert_close(one, Mixture((Term("js:0.7", first="student"),)).rows(t, s))
 
 
-def test_3_the_ends_of_the_generalised_jsd_are_limits():
+def test_the_ends_of_the_generalised_jsd_are_limits():
     """TRL #6780: beta -> 0 is a switch there. Here JSD_beta / beta tends to KL(t||s), and the ends are refused unless scaled."""
     t, s = pair()
     forward, reverse = divergence(t, s).mean(), divergence(s, t).mean()
@@ -78,7 +78,7 @@ def test_3_the_ends_of_the_generalised_jsd_are_limits():
 
 
 @pytest.mark.parametrize("name", ["kl", "js + 0.5*reverse_kl", "dkd:1,8", "adaptive_kl"])
-def test_5_upstream_gradients_of_single_rows(name):
+def test_upstream_gradients_of_single_rows(name):
     """Liger #968: every gradient times the first upstream one. Rows one by one give the same as rows together."""
     x, upstream = heads(), torch.randn(N, dtype=torch.float64)
     student = x[3:]
@@ -98,7 +98,7 @@ def test_5_upstream_gradients_of_single_rows(name):
 
 
 @pytest.mark.parametrize("name", ["kl", "reverse_kl", "js:0.1", "dkd:1,8", "adaptive_kl", "bd_kd"])
-def test_14_never_negative_in_float32(name):
+def test_never_negative_in_float32(name):
     """TRL's ChunkedDivergence: KL down to -7.6e-6 where the truth is 3.4e-8, at logits of size 20."""
     t = 20 * torch.randn(50, 300)
     y = torch.arange(50) if distillation_objective(name).needs_target else None
@@ -111,7 +111,7 @@ def test_14_never_negative_in_float32(name):
         torch.testing.assert_close(rows.double(), exact, rtol=0.02, atol=1e-6 * float(1 + 9 * ("dkd" in name)))
 
 
-def test_14_dtypes():
+def test_dtypes():
     """TRL returns float32 for float64."""
     for dtype, out in ((torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)):
         t, s = pair(dtype=dtype)

@@ -67,7 +67,7 @@ def test_every_objective_of_the_folder_is_here():
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_two_copies_of_the_math_cannot_drift(name, reduction):
-    """PEERS: TRL #7063, Liger #1082. Fused and plain are one definition: values and gradients agree."""
+    """TRL #7063, Liger #1082. Fused and plain are one definition: values and gradients agree."""
     with_teacher, student = split(heads())
     upstream = torch.randn(N if reduction == "none" else (), dtype=torch.float64)
     fused, plain = paths(name, reduction, torch.arange(N) % 4 > 0)
@@ -197,7 +197,7 @@ def test_equals_its_formula(name):
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_student_that_is_its_teacher(name, dtype):
-    """PEERS: TRL #5731, about 6.0 where it should be 0. Exactly zero, and flat."""
+    """TRL #5731, about 6.0 where it should be 0. Exactly zero, and flat."""
     ht, wt, bt, *_ = (t.detach() for t in heads(dtype, n=20, v=101))
     student = [t.clone().requires_grad_() for t in (ht, wt, bt)]
     y = target_of(name, 20, 101)
@@ -214,7 +214,7 @@ def test_a_student_that_is_its_teacher(name, dtype):
 
 @pytest.mark.parametrize("name", ALL)
 def test_padded_vocabularies(name):
-    """PEERS: Liger pads a student with zeros, and identical models are 142.6 apart. Here: told, or refused."""
+    """Liger pads a student with zeros, and identical models are 142.6 apart. Here: told, or refused."""
     x = heads()
     x[4] = torch.cat((x[4].detach(), torch.randn(5, 6).double())).requires_grad_()
     x[5] = torch.cat((x[5].detach(), torch.randn(5).double())).requires_grad_()
@@ -231,7 +231,7 @@ def test_padded_vocabularies(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_bias_of_minus_infinity_is_a_class_that_is_not_there(name):
-    """PEERS: TRL's ChunkedDivergence gives NaN."""
+    """TRL's ChunkedDivergence gives NaN."""
     x = heads()
     with torch.no_grad():
         x[2][-4:] = x[5][-4:] = -torch.inf
@@ -257,7 +257,7 @@ def test_an_excluded_class_of_one_model_alone(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_no_row_left(name):
-    """PEERS: torchtune returns a constant, and backward raises. A zero with a gradient of zero, whatever the rows hold."""
+    """torchtune returns a constant, and backward raises. A zero with a gradient of zero, whatever the rows hold."""
     y, mask = target_of(name), torch.zeros(N, dtype=torch.bool)
     x = heads()
     with torch.no_grad():
