@@ -4,9 +4,11 @@ from .divergences import bhattacharyya, cauchy_schwarz, divergence, renyi, skew_
 from .generators import Generator, generator, generator_names
 from .head.divergence import linear_divergence
 from .head.logp import LogProbabilities, linear_logp
+from .head.pairs import linear_pair_rows
 from .head.rows import linear_rows
 from .head.young import linear_fenchel_young
 from .losses.fenchel_young import FenchelYoungLoss, fenchel_young
+from .objectives.distillation import distillation, distillation_names, linear_distillation
 from .operators import entropy, sigmoid, softargmax, softmax_value, softplus
 
 __version__ = "0.1.0"
@@ -17,14 +19,18 @@ __all__ = [
     "LogProbabilities",
     "bhattacharyya",
     "cauchy_schwarz",
+    "distillation",
+    "distillation_names",
     "divergence",
     "entropy",
     "fenchel_young",
     "generator",
     "generator_names",
+    "linear_distillation",
     "linear_divergence",
     "linear_fenchel_young",
     "linear_logp",
+    "linear_pair_rows",
     "linear_rows",
     "renyi",
     "sigmoid",
