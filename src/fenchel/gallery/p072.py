@@ -147,6 +147,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     x = [a / 1000 for a in measured[0]["answers"]]
     lines(left, x, curves, labels=("thousand answers sampled", "reward"))
     left.axhline(TARGET, color="#8a8a8a", linewidth=0.8, linestyle=":")
+    left.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1.0, 0.06))
     bars(right, measured)
 
 
@@ -161,7 +162,7 @@ def bars(axes, measured: Sequence[Measurements]) -> None:
     axes.set_yticks(range(len(METHODS)), list(METHODS))
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    axes.set(xlabel="final reward; pale: where the teacher is wrong", xlim=(0, 1))
+    axes.set(xlabel="final reward (pale: teacher wrong)", xlim=(0, 1))
 
 
 PAPER = Paper(
