@@ -1,7 +1,7 @@
 """Decoupled knowledge distillation: the KL of the target against the rest, and the KL among the rest, each with a weight of its own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -43,8 +43,8 @@ class DKD:
     needs_target: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_weight("alpha", self.alpha)
-        check_weight("beta", self.beta)
+        for field in fields(self):
+            check_weight(field.name, getattr(self, field.name))
         check_positive("temperature", self.temperature)
         check_positive("factor", self.factor)
 

@@ -1,7 +1,7 @@
 """Universal self-knowledge distillation: soft labels made of the model's own outputs, without a teacher."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ class USKD:
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "mu", "smoothing"):
-            check_weight(name, getattr(self, name))
+        for field in fields(self):
+            check_weight(field.name, getattr(self, field.name))
         if self.smoothing > 1:
             raise ValueError(f"smoothing: got {self.smoothing}; pass a number in [0, 1]")
 
