@@ -40,7 +40,7 @@ def faces(seed: int, train: int) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     made = torch.Generator().manual_seed(seed)
-    whole = torch.tensor(load_digits().images, dtype=torch.float32)
+    whole = torch.tensor(load_digits(return_X_y=True)[0], dtype=torch.float32).reshape(-1, 8, 8)
     whole = whole[torch.randperm(len(whole), generator=made)] / 16
     place = torch.linspace(-0.5, 0.5, 8)
     bands = (slice(0, 3), slice(3, 5), slice(5, 8), slice(0, 8))

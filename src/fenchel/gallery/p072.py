@@ -49,8 +49,8 @@ METHODS: dict[str, TokenLoss] = {
     "KDRL": kdrl(BETA, BETA),
     "KDRL, three times": kdrl(3 * BETA, 3 * BETA),
     "KDRL, annealed": kdrl(3 * BETA, 0.0),
-    "KDRL, guided": kdrl(3 * BETA, 3 * BETA, guided=True),
     "KD with k1": k1_alone,
+    "KDRL, guided": kdrl(3 * BETA, 3 * BETA, guided=True),
 }
 
 

@@ -224,7 +224,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     left.plot(places, 4 * p * q, "--", color=GREY, label="4 p (1 - p)")
     left.set_xticks(places, [f"<{high:g}" for high in EDGES[1:]], rotation=45)
     left.set(xlabel="pass rate p", ylabel="signal/noise, relative")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, loc="upper left")
     steps = [EVERY * k for k in range(len(measured[0]["courses"]["uniform"]))]
     for colour, name in zip(COLOURS, ("uniform", "PACED (1, 1)", "PACED, two stages"), strict=False):
         table = 100 * np.array([m["courses"][name] for m in measured])
