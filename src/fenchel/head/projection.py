@@ -1,8 +1,10 @@
 """hidden @ weight.T with all that models put between the product and the logits, forward and backward."""
 
-import contextlib
+import ctypes
 import math
 import mmap
+import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,8 +14,8 @@ from ..checks import check_floating, check_positive
 
 # bytes of a head's logits that exist at once: large enough that matrix products run at full speed, small beside any model
 MEMORY = 64 * 2**20
-# bytes above which scratch memory is worth large pages
-HUGE = 4 * 2**20
+# bytes above which memory is worth large pages, and where they may start
+HUGE, PAGE = 4 * 2**20, 4096
 # columns of logits that a CPU multiplies at a time: for a few hundred rows a tenth faster than all at once
 COLUMNS = 1024
 # columns of a half-precision weight that are widened at once on a CPU
@@ -75,15 +77,18 @@ def rows_per_tile(v: int, itemsize: int, memory: int) -> int:
     return rows if rows < 16 else rows // 16 * 16
 
 
-def scratch(like: Tensor, n: int, v: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialised [n, v] on the device of `like`; on Linux of large pages, whose thousandfold smaller number makes every pass over them faster."""
-    size = n * v * dtype.itemsize
-    if like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or size < HUGE:
-        return like.new_empty(n, v, dtype=dtype)
-    pages = mmap.mmap(-1, size)
-    with contextlib.suppress(OSError):  # a kernel without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(n, v)
+def large_pages(x: Tensor) -> Tensor:
+    """x, uninitialised; on Linux its memory, not touched yet, will be of large pages, whose small number makes every pass over it faster."""
+    first = -(-x.data_ptr() // PAGE) * PAGE
+    size = x.data_ptr() + x.nbytes - first
+    if x.device.type == "cpu" and sys.platform == "linux" and size >= HUGE:
+        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)  # advice: it may fail
+    return x
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import kernels
 from .kernels import Rows
-from .projection import add_gradients, logits_into, pull_logits_, rows_per_tile, scratch
+from .projection import add_gradients, large_pages, logits_into, pull_logits_, rows_per_tile
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _sweep(
     step = rows_per_tile(max(len(h.weight) for h in heads), itemsize * (len(heads) + capped + spare), memory)
     # equal tiles: a small last one would multiply slowly
     step = -(-n // max(1, -(-n // step))) if n else 1
-    buffers = [scratch(h.hidden, step, len(h.weight), h.dtype) for h in heads]
+    buffers = [large_pages(h.hidden.new_empty(step, len(h.weight), dtype=h.dtype)) for h in heads]
     values = []
     for start in range(0, n, step):
         s = slice(start, min(start + step, n))
@@ -113,7 +113,7 @@ def _sweep(
                 pull_logits_(z, z0, h.softcap, h.scale)
                 first = h.want[1] and total[1] is None
                 if first:
-                    total[1] = torch.empty_like(h.weight, dtype=h.dtype)
+                    total[1] = large_pages(torch.empty_like(h.weight, dtype=h.dtype))
                 part = None if total[0] is None else total[0][s]
                 add_gradients(z, h.hidden[s], h.weight, part, total[1], total[2], first)
     for h, total in zip(heads, totals, strict=True):
