@@ -117,7 +117,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     points = [m["reverse weight"] for m in measured]
     gap, weight = ([x for p in points for x in p[key]] for key in ("gap", "weight"))
     right.plot(gap[:300], weight[:300], "o", markersize=2.5, alpha=0.4, markeredgewidth=0, color="#009e73")
-    right.set(xlabel="H(student) - H(teacher), nats", ylabel="weight of reverse KL")
+    right.set(xlabel="H(student) - H(teacher)", ylabel="weight of reverse KL")
 
 
 PAPER = Paper(
