@@ -244,3 +244,10 @@ def test_bad_inputs(change, message):
     arguments = {"hidden": torch.zeros(2, 3), "weight": torch.zeros(5, 3), "target": torch.tensor([0, 1])} | change
     with pytest.raises((TypeError, ValueError), match=message):
         linear_fenchel_young(arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("target"), **arguments)
+
+
+def test_probability_targets_keep_the_dtype():
+    hidden, weight = torch.randn(3, 4), torch.randn(5, 4)
+    for reduction in ("none", "mean", "sum"):
+        loss = linear_fenchel_young(hidden, weight, torch.full((3, 5), 0.2), "alpha:1.5", reduction=reduction)
+        assert loss.dtype == torch.float32

@@ -92,7 +92,7 @@ def linear_fenchel_young(
         )
         with torch.autocast(hidden.device.type, enabled=False):
             rows: Tensor = applied(Rows, tile, flat, weight, bias, y)
-        return reduce(rows + checked, _size(y, w_, ignore_index), reduction, lead)
+        return reduce(rows + checked, _size(y, w_, ignore_index), reduction, lead).to(rows.dtype)
     call = YoungCall(spec, ignore_index, softcap, float(scale), memory, tile)
     return _run(call, flat, weight, bias, y, q_, w_, lead)
 

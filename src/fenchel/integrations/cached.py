@@ -91,6 +91,8 @@ class CachedTeacher:
                 student,
                 skewed(term.generator, term.skew),
                 first=term.first,
+                # rows of a sparse teacher do not say theirs
+                temperature=term.temperature,
                 softcap=head.softcap,
                 scale=head.scale,
                 vocabulary=vocabulary,
