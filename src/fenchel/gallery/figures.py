@@ -26,7 +26,6 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
     "lines.linewidth": 1.6,
-    "text.parse_math": False,
 }
 
 

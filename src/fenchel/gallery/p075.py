@@ -136,7 +136,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     dots(left, {n: [m["methods"][n]["accuracy"] for m in measured] for n in METHODS}, label="accuracy", percent=True)
     names = list(measured[0]["gradients"])
     groups = {name: [m["gradients"][name] for m in measured] for name in names}
-    lines(right, GAPS, groups, labels=("gap between a model's own half and the other, nats", "length of the gradient"))
+    lines(right, GAPS, groups, labels=("gap between the supports, nats", "length of the gradient"))
     right.set_yscale("log")
 
 
