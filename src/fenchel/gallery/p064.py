@@ -161,7 +161,7 @@ PAPER = Paper(
     draw=draw,
     notes="alpha as in Poole et al.: 1 is InfoNCE, 0 is NWJ. Distiller's study is of language tasks, and says nothing of digits. The width was chosen on "
     "other seeds (100 and 101); the cosine and the inner product did no better there.",
-    seeds=8,
+    seeds=5,
 )
 
 if __name__ == "__main__":
