@@ -116,7 +116,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     middle.set_yticklabels([])
     points = [m["reverse weight"] for m in measured]
     gap, weight = ([x for p in points for x in p[key]] for key in ("gap", "weight"))
-    right.plot(gap[:300], weight[:300], "o", markersize=2.5, alpha=0.4, markeredgewidth=0, color="#009e73")
+    right.plot(gap[:150], weight[:150], "o", markersize=2.5, alpha=0.4, markeredgewidth=0, color="#009e73")
     right.set(xlabel="H(student) - H(teacher)", ylabel="weight of reverse KL")
 
 
@@ -128,15 +128,15 @@ PAPER = Paper(
     "improves the student's accuracy and calibration without limiting the teacher.",
     setup="Digits, 500 to train on. A teacher with two layers of 128 and a student with one of 16 start together; each has "
     "cross-entropy and 16 times a divergence to the other at T = 4, 500 steps of Adam. The teacher's is always forward KL; the "
-    "student's is forward KL (mutual learning), reverse KL, or the balance of the two. The learning rate was tuned for forward "
-    "KL on seeds that are not used here.",
+    "student's is forward KL (mutual learning), reverse KL, or the balance of the two. The learning rate is "
+    "0.01 for all, not tuned.",
     objectives=("bd_kd",),
     run=run,
     judge=judge,
     draw=draw,
     seeds=8,
     notes="The weights of a sample follow the entropies of both models, which is derived from the abstract: see the docstring "
-    "of `bd_kd`.",
+    "of `bd_kd`. At its default sharpness they stay near one half, as the figure shows: most samples have two sure models.",
 )
 
 if __name__ == "__main__":

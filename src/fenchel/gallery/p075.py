@@ -148,7 +148,8 @@ PAPER = Paper(
     "for lack of overlap, and distils better than they do.",
     setup="Digits, 500 to train on. A teacher with two layers of 128, students with one of 16, 500 steps of Adam on batches of 32. The "
     "Sinkhorn distance at epsilon = 0.1 and T = 4, times 4, is added to cross-entropy in place of KL, or (as by the authors) to "
-    "KL distillation. Learning rates and temperatures were tuned on seeds that are not used here. Gradients in the student's logits: teacher and student "
+    "KL distillation. Learning rates, temperatures and the factor were tuned for KL and for "
+    "the Sinkhorn distance on seeds that are not used here, not for the pair. Gradients in the student's logits: teacher and student "
     "of 16 rows prefer opposite halves of ten classes by a growing gap. Marginals and the exact cost (scipy's matching) on a batch of "
     "real outputs.",
     notes="The gradient check is about logits, which is what a student has. In the probabilities themselves the cost is the total absolute difference: "

@@ -40,10 +40,10 @@ def number(x: float) -> str:
 
 
 def interval(check: Check) -> str:
-    """The 95 % interval of a check, or the word for one that has none."""
+    """The 95 % interval of a check, or what stands in its place."""
     if check.low != check.low:
         return "one seed"
-    return "exact" if check.low == check.high else f"[{number(check.low)}, {number(check.high)}]"
+    return "worst seed" if check.low == check.high else f"[{number(check.low)}, {number(check.high)}]"
 
 
 def page(papers: Mapping[str, Paper], results: Mapping[str, Result], figures: str = "gallery") -> str:
