@@ -140,7 +140,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     left.plot(places, [sum(v) / len(v) for v in both], "--", color=GREY, label="root mean squared error")
     left.set_xticks(places, [f"{a:g}" for a in ALPHAS])
     left.set(xlabel="alpha: NWJ at 0, InfoNCE at 1", ylabel="nats", yscale="log")
-    left.legend()
+    left.legend(fontsize=7, loc="center left")
     names = list(measured[0]["accuracy"])
     dots(right, {name: [m["accuracy"][name] for m in measured] for name in names}, label="accuracy", percent=True)
 

@@ -80,8 +80,10 @@ def reliability(data: Split, net: torch.nn.Sequential, seed: int) -> dict[str, l
     return {
         "share": (count / len(index)).tolist(),
         "accuracy": (hits / count.clamp_min(1)).tolist(),
-        "unsure": [float(unsure.double().mean()), float(right[unsure].mean()) if bool(unsure.any()) else 0.0],
-        "sure": [float((~unsure).double().mean()), float(right[~unsure].mean())],
+        **{
+            name: [float(those.double().mean()), float(right[those].mean()) if bool(those.any()) else 0.0]
+            for name, those in (("unsure", unsure), ("sure", ~unsure))
+        },
     }
 
 
