@@ -1,6 +1,6 @@
 """What a user asks of `fenchel distill`, checked before anything is read or written."""
 
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,9 @@ def objective_of(name: str, temperature: float) -> RowObjective:
             terms = [t if t.temperature != 1 else replace(t, temperature=temperature) for t in made.terms]
             return Mixture(tuple(terms))
         own: Any = made
-        if not (is_dataclass(own) and "temperature" in {field.name for field in fields(own)}):
+        if "temperature" not in {field.name for field in fields(own)}:
             raise StudyError(f"--temperature {temperature:g}: {name} has none; leave it out, or the objective")
-        return own if own.temperature != 1 else replace(own, temperature=temperature)
+        return made if own.temperature != 1 else replace(own, temperature=temperature)
     except (ValueError, TypeError) as error:
         raise StudyError(f"--objectives {name}: {one_line(error)}") from error
 
