@@ -153,7 +153,8 @@ PAPER = Paper(
     "of 16 rows prefer opposite halves of ten classes by a growing gap. Marginals and the exact cost (scipy's matching) on a batch of "
     "real outputs.",
     notes="The gradient check is about logits, which is what a student has. In the probabilities themselves the cost is the total absolute difference: "
-    "once supports are apart every pair costs 2, so this distance saturates as JS does, and the softmax passes nothing on; KL does not saturate.",
+    "once supports are apart every pair costs 2, so this distance saturates as JS does, and the softmax passes nothing on; KL does not saturate. "
+    "The gradient checks were written after a look at that curve.",
     objectives=("SinKD",),
     run=run,
     judge=judge,

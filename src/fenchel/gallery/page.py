@@ -17,7 +17,8 @@ _HEAD = """\
 One small experiment per paper: does its central claim show, here, on data that fits a laptop? Every verdict on this page is computed. An experiment
 states checks with bounds and measures them over several seeds; a check passes if its whole 95 % interval keeps the bounds. The interval is Student's t over
 seeds, of paired differences where two methods are compared; for what must always hold it is the worst seed. All pass: *shown*. Some: *partly*. None: *not
-shown*. A claim that does not show on digits may well hold at the scale of its paper: what is said here is what was measured here.
+shown*. Where a check was chosen or changed after a look at reported seeds, the notes say so. A claim that does not show on digits may well hold at the
+scale of its paper: what is said here is what was measured here.
 
 `make gallery` runs everything and writes this page; `python docs/build_gallery.py` writes it again from the numbers in `src/fenchel/gallery/results`.
 `fenchel papers` lists the papers, `fenchel papers show P065` says what one is, `fenchel papers run P065` runs it. Each paper is one file,

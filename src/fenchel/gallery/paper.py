@@ -31,7 +31,8 @@ class Paper:
         objectives: what users type to get the paper's method, e.g. ("pld",).
         run: `run(seed, scale)` -> Measurements. `scale` = 1 is the experiment; the tests pass a small fraction, which
             should shrink data and steps until a seed takes well under a second. All randomness comes from `seed`.
-        judge: `judge([measurements of each seed])` -> checks, with bounds that were stated before the run.
+        judge: `judge([measurements of each seed])` -> checks, with bounds stated before the run; `notes` say where one was
+            changed after a look at reported seeds.
         draw: `draw(figure, [measurements of each seed])` fills an empty matplotlib figure.
         seeds: how many seeds the experiment has, 0, 1, ...
         notes: what differs from the paper, or what a reader should know about the result; may be empty.
