@@ -140,14 +140,28 @@ def _manifest(request: Request, plan: Plan, command: str) -> dict[str, Any]:
         "context": plan.size.context,
         "vocab_size": plan.model_facts["vocab_size"],
         "lr": request.lr if request.lr is not None else default_lr(plan.source),
+        **measuring(plan.size, plan.windows),
+    }
+    return manifest_of(request, config, plan.size.name, {**plan.measured, "sizes": calibration.sizes()}, command)
+
+
+def measuring(size: Preset, windows: Windows) -> dict[str, Any]:
+    """What a record says of how its models are trained and measured."""
+    return {
         "optimizer": "AdamW, no weight decay, no gradient clipping; linear warm-up over a tenth, then cosine",
-        "heldout_most": plan.size.heldout,
-        "heldout_tokens": int((plan.windows.labels[:, 1:] >= 0).sum()),
-        "heldout_documents": len(plan.windows.names),
+        "heldout_most": size.heldout,
+        "heldout_tokens": int((windows.labels[:, 1:] >= 0).sum()),
+        "heldout_documents": len(windows.names),
         "curve_share": CURVE_SHARE,
         "device": device_here(),
         "precision": "float32",
     }
+
+
+def manifest_of(
+    request: Any, config: dict[str, Any], preset: str, calibrated: dict[str, Any], command: str
+) -> dict[str, Any]:
+    """The manifest of a study: what was asked (objectives, seeds, a record) and what was decided."""
     return {
         "version": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,8 +172,8 @@ def _manifest(request: Request, plan: Plan, command: str) -> dict[str, Any]:
         "request": request.record(),
         "hash": fingerprint(request.record(), config),
         "machine": machine(),
-        "preset": plan.size.name,
-        "calibration": {**plan.measured, "sizes": calibration.sizes()},
+        "preset": preset,
+        "calibration": calibrated,
     }
 
 

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from fenchel.integrations.cached import cache_of
 from fenchel.integrations.distillation import LiveTeacher, TeacherLoss, check_pair, check_tokenizers
 from fenchel.integrations.losses import LabelLoss, TokenLoss
 from fenchel.study import calibrate
-from fenchel.study.begin import REPORT, default_lr, device_here, machine, model_facts, sizes_for
+from fenchel.study.begin import REPORT, default_lr, device_here, manifest_of, measuring, model_facts, sizes_for
 from fenchel.study.corpus import Document
 from fenchel.study.data import (
     Data,
@@ -33,7 +32,7 @@ from fenchel.study.evaluate import every
 from fenchel.study.model import ModelSource, build, check_head, preset_config, read_model
 from fenchel.study.presets import PRESETS, Preset, TooLittleTime, steps_within
 from fenchel.study.recorded import CURVE_SHARE, EVALUATIONS
-from fenchel.study.runs import MANIFEST, beginning, fingerprint, write_json
+from fenchel.study.runs import MANIFEST, beginning, write_json
 from fenchel.study.sources import read_documents
 from fenchel.teachers.format import check_same, read_manifest
 
@@ -258,28 +257,10 @@ def _manifest(request: DistillRequest, plan: Plan, command: str) -> dict[str, An
         "vocab_size": plan.facts["model"]["vocab_size"],
         "lr": lr,
         "teacher_lr": default_lr(plan.pair.teacher),
-        "optimizer": "AdamW, no weight decay, no gradient clipping; linear warm-up over a tenth, then cosine",
         "temperature": request.temperature,
         "hard_weight": request.hard_weight,
         "on_policy": request.on_policy,
         "cache": None if request.cache is None else f"{request.cache_k} classes and the rest of each row",
-        "heldout_most": plan.size.heldout,
-        "heldout_tokens": int((plan.windows.labels[:, 1:] >= 0).sum()),
-        "heldout_documents": len(plan.windows.names),
-        "curve_share": CURVE_SHARE,
-        "device": device_here(),
-        "precision": "float32",
+        **measuring(plan.size, plan.windows),
     }
-    return {
-        "version": 1,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "objectives": list(request.objectives),
-        "seeds": list(range(request.seeds)),
-        "config": config,
-        "request": request.record(),
-        "hash": fingerprint(request.record(), config),
-        "machine": machine(),
-        "preset": plan.size.name,
-        "calibration": plan.measured,
-    }
+    return manifest_of(request, config, plan.size.name, plan.measured, command)
