@@ -5,7 +5,8 @@ For a generator with finite f'(0) the gradient is sparse, and the way through a 
 * *window*: a token further than link(1/q) - edge below its row's best (2 for alpha = 1.5, 1 for alpha = 2) has probability exactly 0. Where a sample of
   rows says that few tokens lie inside, one pass collects them and the threshold is solved on them alone (late in training);
 * *solver*: else the threshold is solved on the tile, the solver itself dropping tokens as its iterates rise (early in training);
-* products: gathered rows of the weight if the support is small, a dense product over the columns that any row touches if those are few, else dense.
+* products: gathered rows of the weight if the support is small, else dense. With the C kernels gathering measured cheaper than a dense product up to a
+  density of 25 %, so one over the union of the columns that a tile's rows touch has no place left.
 """
 
 from dataclasses import dataclass
