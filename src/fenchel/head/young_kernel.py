@@ -52,23 +52,23 @@ class YoungKernel:
         c = c if c is None or weight is None else c * weight
         if c is not None:
             c = c.to(z.dtype)
-        best = z.amax(1, keepdim=True)
         sparse = None
         if not (self.g.sparse and self.may_skip and self.smoothing == 0):
-            losses = self._dense(torch.sub(best, z, out=z), y, c, None)
-        elif self._few_inside(z, best):
+            losses = self._dense(z, y, c)
+        elif self._few_inside(z):
+            best = z.amax(1, keepdim=True)
             gap = (best - z.gather(1, y.unsqueeze(1))).squeeze(1)
             excess, p = self._by_window(z, best)
             sparse = None if c is None else Sparse(_times(p, c), y, c)
             losses = gap + excess + one_hot_divergence(y, self.q, self.g)
         else:
-            losses, sparse = self._by_solver(z.sub_(best), y, c)
+            losses, sparse = self._by_solver(z, y, c)
         return (losses if weight is None else losses * weight).to(z.dtype) * self.temperature, sparse
 
-    def _few_inside(self, z: Tensor, best: Tensor) -> bool:
-        step = max(1, len(z) // SAMPLE)
-        window = self._window(z[::step])
-        return bool(len(z)) and float((z[::step] > best[::step] - window).to(z.dtype).mean()) < WINDOWED
+    def _few_inside(self, z: Tensor) -> bool:
+        some = z[:: max(1, len(z) // SAMPLE)]
+        inside = some > some.amax(1, keepdim=True) - self._window(some)
+        return bool(len(z)) and float(inside.to(z.dtype).mean()) < WINDOWED
 
     def _window(self, z: Tensor) -> Tensor:
         """How far below the best a token can have p > 0, [] or [n, 1]."""
@@ -84,28 +84,40 @@ class YoungKernel:
         q = self.q if self.q.dim() == 0 else packed(inside, measure_of(self.q, inside), 1.0)
         return self._entries(inside, solved_relative(r, q, self.g, r.numel()))
 
-    def _by_solver(self, r: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
-        """From logits less their row's best: losses, and the gradient sparse or in place of r."""
-        blocks = _blocks(r)
-        found = [solved_relative(r[b], self.q, self.g, self.entries) for b in blocks]
-        share = float(torch.cat([t.support for t in found]).sum()) / max(1, r.numel())
-        if share >= (GATHERED_NATIVE if native.handles(r) else GATHERED_TORCH):
-            return self._dense(r.neg_(), y, c, found), None
-        gap = -r.gather(1, y.unsqueeze(1)).squeeze(1)
-        parts = [self._support(r[b], t) for b, t in zip(blocks, found, strict=True)]
-        losses = gap + torch.cat([excess for excess, _ in parts]) + one_hot_divergence(y, self.q, self.g)
-        return losses, None if c is None else Sparse(_times(_joined([p for _, p in parts]), c), y, c)
+    def _by_solver(self, z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
+        """Losses, and the gradient sparse or in place of the logits. A block is worked on while it is in cache."""
+        blocks, found = _blocks(z), []
+        for b in blocks:
+            z[b] -= z[b].amax(1, keepdim=True)
+            found.append(solved_relative(z[b], self.q, self.g, self.entries))
+        share = float(torch.cat([t.support for t in found]).sum()) / max(1, z.numel())
+        if share >= (GATHERED_NATIVE if native.handles(z) else GATHERED_TORCH):
+            parts = [
+                self._distances(z[b].neg_(), t, y[b], None if c is None else c[b])
+                for b, t in zip(blocks, found, strict=True)
+            ]
+            return torch.cat(parts), None
+        gap = -z.gather(1, y.unsqueeze(1)).squeeze(1)
+        supports = [self._support(z[b], t) for b, t in zip(blocks, found, strict=True)]
+        losses = gap + torch.cat([excess for excess, _ in supports]) + one_hot_divergence(y, self.q, self.g)
+        return losses, None if c is None else Sparse(_times(_joined([p for _, p in supports]), c), y, c)
 
-    def _dense(self, d: Tensor, y: Tensor, c: Tensor | None, found: list[Threshold] | None) -> Tensor:
-        """Losses; with c, distances d become c (p - y). A block is solved, if it was not yet, and finished while it is in cache."""
-        wide, losses = working_dtype(self.g, d.dtype), []
-        for i, b in enumerate(_blocks(d)):
-            part = d[b].to(wide)
-            at = solved(part, self.q, self.g, self.entries) if found is None else found[i]
-            losses.append(self._block(part, at, y[b], None if c is None else c[b]))
-            if c is not None and wide != d.dtype:
-                d[b] = part
+    def _dense(self, z: Tensor, y: Tensor, c: Tensor | None) -> Tensor:
+        """Losses; with c, the logits become c (p - y). A block is worked on while it is in cache."""
+        losses = [z.new_zeros(0)]
+        for b in _blocks(z):
+            d = torch.sub(z[b].amax(1, keepdim=True), z[b], out=z[b])
+            losses.append(self._distances(d, None, y[b], None if c is None else c[b]))
         return torch.cat(losses)
+
+    def _distances(self, d: Tensor, found: Threshold | None, y: Tensor, c: Tensor | None) -> Tensor:
+        """Losses of a block of distances below the best; with c, they become c (p - y)."""
+        wide = d.to(working_dtype(self.g, d.dtype))
+        at = solved(wide, self.q, self.g, self.entries) if found is None else found
+        losses = self._block(wide, at, y, c)
+        if c is not None and wide is not d:
+            d.copy_(wide)
+        return losses
 
     def _support(self, r: Tensor, found: Threshold) -> tuple[Tensor, Rows]:
         """value - best and p, from the support of a solved block of logits less their row's best."""
