@@ -18,10 +18,10 @@ from fenchel.bench.bars import SPARSE
 from fenchel.bench.measure import TOLERANCE, Alone, alone, check, in_turns, parity
 from fenchel.bench.paths import PATHS, Path
 from fenchel.bench.peers import quiet
-from fenchel.bench.regimes import REGIMES, facts, inputs
+from fenchel.bench.regimes import REGIMES, TRAINED, facts, inputs
 from fenchel.bench.results import Row, row
 from fenchel.bench.sizes import FULL, QUICK, Size
-from fenchel.bench.trained import SNAPSHOTS, cache_directory, snapshots
+from fenchel.bench.trained import cache_directory, snapshots
 from fenchel.study.errors import StudyError
 
 START, END = "<!-- run: begin -->", "<!-- run: end -->"
@@ -86,8 +86,7 @@ def _run(args: argparse.Namespace, console: Console) -> table.Report | None:
     quiet()
     torch.set_num_threads(args.threads)
     cache = cache_directory() if args.cache is None else args.cache
-    trained = [name for name in names if name in (*SNAPSHOTS, "wide")]
-    if trained or args.prepare:
+    if args.prepare or not TRAINED.keys().isdisjoint(names):
         snapshots(size, args.objective, cache, say)
     if args.prepare:
         return None

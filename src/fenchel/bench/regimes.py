@@ -15,6 +15,8 @@ STD = 0.02
 FLAT = 0.01
 # Share of V in the support of alpha:1.5 in the wide regime.
 WIDE = 0.08
+# Regimes that need the real run, and the snapshot that each is made of.
+TRAINED = {name: name for name in SNAPSHOTS} | {"wide": "early"}
 # Rows that the support and the accuracy of a regime are measured on.
 MEASURED = 256
 
@@ -104,8 +106,8 @@ def facts(name: str, size: Size, objective: str, cache: Path, generators: tuple[
         logits = given.hidden[rows] @ given.weight.T
         support = {g: float((fenchel.softargmax(logits, g) > 0).float().mean()) for g in generators}
         hit = (logits.argmax(-1) == given.labels[rows]).float().mean()
-    of = "early" if name == "wide" else name
-    run = read(cache / run_name(size, objective) / f"{of}.safetensors").facts if of in SNAPSHOTS else None
+    of = TRAINED.get(name)
+    run = None if of is None else read(cache / run_name(size, objective) / f"{of}.safetensors").facts
     return {
         "regime": name,
         "what": REGIMES[name],
