@@ -3,10 +3,11 @@
 import os
 import platform
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -39,6 +40,7 @@ from fenchel.study.request import Request
 from fenchel.study.runs import MANIFEST, beginning, fingerprint, write_json
 from fenchel.study.sources import read_documents
 
+Planned = TypeVar("Planned")
 # Seconds of the budget kept for the statistics and the report.
 REPORT = 15.0
 
@@ -64,14 +66,7 @@ def begin(request: Request, out: Path, console: Console, began: float, command: 
     console.print("reading the text", highlight=False)
     text = read_documents(request.data, request.text_field)
     sizes = _sizes(request)
-    for size in sizes:
-        try:
-            plan = _plan(request, size, text, console, began)
-            break
-        except TooLittleTime as error:
-            if size is sizes[-1]:
-                raise
-            console.print(f"size {size.name} does not fit: {error}", highlight=False, markup=False)
+    plan = first_that_fits(sizes, lambda size: _plan(request, size, text, console, began), console)
     manifest = _manifest(request, plan, command)
     with beginning(out) as directory:
         save_data(plan.data, directory)
@@ -143,6 +138,20 @@ def _manifest(request: Request, plan: Plan, command: str) -> dict[str, Any]:
         **measuring(plan.size, plan.windows),
     }
     return manifest_of(request, config, plan.size.name, {**plan.measured, "sizes": calibration.sizes()}, command)
+
+
+def first_that_fits(sizes: Sequence[Preset], plan: Callable[[Preset], Planned], console: Console) -> Planned:
+    """The plan of the first size that the budget has time for.
+
+    Raises:
+        TooLittleTime: of the last size, if none fits.
+    """
+    for size in sizes[:-1]:
+        try:
+            return plan(size)
+        except TooLittleTime as error:
+            console.print(f"size {size.name} does not fit: {error}", highlight=False, markup=False)
+    return plan(sizes[-1])
 
 
 def measuring(size: Preset, windows: Windows) -> dict[str, Any]:

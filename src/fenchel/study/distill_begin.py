@@ -13,7 +13,16 @@ from fenchel.integrations.cached import cache_of
 from fenchel.integrations.distillation import LiveTeacher, TeacherLoss, check_pair, check_tokenizers
 from fenchel.integrations.losses import LabelLoss, TokenLoss
 from fenchel.study import calibrate
-from fenchel.study.begin import REPORT, default_lr, device_here, manifest_of, measuring, model_facts, sizes_for
+from fenchel.study.begin import (
+    REPORT,
+    default_lr,
+    device_here,
+    first_that_fits,
+    manifest_of,
+    measuring,
+    model_facts,
+    sizes_for,
+)
 from fenchel.study.corpus import Document
 from fenchel.study.data import (
     Data,
@@ -30,7 +39,7 @@ from fenchel.study.distill_request import LABELS, DistillRequest, objective_of
 from fenchel.study.errors import StudyError, one_line
 from fenchel.study.evaluate import every
 from fenchel.study.model import ModelSource, build, check_head, preset_config, read_model
-from fenchel.study.presets import PRESETS, Preset, TooLittleTime, steps_within
+from fenchel.study.presets import PRESETS, Preset, steps_within
 from fenchel.study.recorded import CURVE_SHARE, EVALUATIONS
 from fenchel.study.runs import MANIFEST, beginning, write_json
 from fenchel.study.sources import read_documents
@@ -71,14 +80,7 @@ def begin(request: DistillRequest, out: Path, console: Console, began: float, co
     console.print("reading the text", highlight=False)
     text = read_documents(request.data, request.text_field)
     sizes = sizes_for(request.budget, request.teacher or request.steps, request.batch_size, request.context)
-    for size in sizes:
-        try:
-            plan = _plan(request, size, text, console, began)
-            break
-        except TooLittleTime as error:
-            if size is sizes[-1]:
-                raise
-            console.print(f"size {size.name} does not fit: {error}", highlight=False, markup=False)
+    plan = first_that_fits(sizes, lambda size: _plan(request, size, text, console, began), console)
     manifest = _manifest(request, plan, command)
     with beginning(out) as directory:
         save_data(plan.data, directory)
