@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from fenchel.gallery.paper import Measurements, Paper
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
 GREY = "#8a8a8a"
@@ -63,14 +66,26 @@ def lines(
     axes.legend()
 
 
-def column(measured: Sequence[Measurements], key: str) -> list:
-    """One entry of every seed.
+def column(measured: Sequence[Measurements], *keys: str) -> list:
+    """One entry of every seed, found by its keys from the outside in.
 
     Example:
-        >>> column([{"ece": 0.1}, {"ece": 0.2}], "ece")
+        >>> column([{"KD": {"ece": 0.1}}, {"KD": {"ece": 0.2}}], "KD", "ece")
         [0.1, 0.2]
     """
-    return [m[key] for m in measured]
+    return [reduce(operator.getitem, keys, m) for m in measured]
+
+
+def by_method(measured: Sequence[Measurements], names: Iterable[str], key: str) -> dict[str, list]:
+    """One entry of every seed for each of the methods, as `dots` and `lines` take them."""
+    return {name: column(measured, "methods", name, key) for name in names}
+
+
+def accuracy_and_likelihood(figure: Figure, measured: Sequence[Measurements], names: Iterable[str]) -> None:
+    """The marks of the methods' students (`students.marks`), two panels."""
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, key, label in ((left, "accuracy", "accuracy"), (right, "nll", "negative log-likelihood, nats")):
+        dots(axes, by_method(measured, names, key), label=label, percent=key == "accuracy")
 
 
 def svg(paper: Paper, measured: Sequence[Measurements]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fenchel.gallery.checks import Check, paired, worst
-from fenchel.gallery.figures import column, dots
+from fenchel.gallery.figures import accuracy_and_likelihood, column
 from fenchel.gallery.paper import Measurements, Paper
 from fenchel.gallery.students import KD, LABELS, Recipe, classroom, marks, scaled, taught
 from fenchel.objectives.distillation.pld import PLD
@@ -81,7 +81,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
     """The gains first, then what PLD is."""
 
     def accuracy(name: str) -> list[float]:
-        return [m["methods"][name]["accuracy"] for m in measured]
+        return column(measured, "methods", name, "accuracy")
 
     return [
         paired("accuracy gain over KL distillation", accuracy(BEST), accuracy("KL, T = 8"), more_than=0.0),
@@ -103,10 +103,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
 
 def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     """Accuracy and likelihood of each student."""
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, key, label in ((left, "accuracy", "accuracy"), (right, "nll", "negative log-likelihood, nats")):
-        groups = {name: [m["methods"][name][key] for m in measured] for name in METHODS}
-        dots(axes, groups, label=label, percent=key == "accuracy")
+    accuracy_and_likelihood(figure, measured, METHODS)
 
 
 PAPER = Paper(

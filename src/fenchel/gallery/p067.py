@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fenchel.gallery.checks import Check, mean, paired
-from fenchel.gallery.figures import COLOURS, GREY, column, dots
+from fenchel.gallery.figures import COLOURS, GREY, by_method, column, dots
 from fenchel.gallery.paper import Measurements, Paper
 from fenchel.gallery.students import Classroom, batches, classroom, fit, marks, mlp, scaled
 from fenchel.objectives.distillation.dual_head import BinaryKL, BinaryKLNorm
@@ -98,7 +98,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
     """The conflict in the head and its absence in the backbone, what one head costs, and what two give."""
 
     def accuracy(name: str) -> list[float]:
-        return [m["methods"][name]["accuracy"] for m in measured]
+        return column(measured, "methods", name, "accuracy")
 
     def late(part: str) -> list[float]:
         # the second half of the training: neural collapse is about its end
@@ -133,7 +133,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     left.axhline(0, color=GREY, linewidth=1)
     left.set(xlabel="share of the training", ylabel="cosine of the two losses' gradients")
     left.legend()
-    dots(right, {n: [m["methods"][n]["accuracy"] for m in measured] for n in METHODS}, label="accuracy", percent=True)
+    dots(right, by_method(measured, METHODS, "accuracy"), label="accuracy", percent=True)
 
 
 PAPER = Paper(

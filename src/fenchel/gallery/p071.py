@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fenchel
 from fenchel.gallery.checks import Check, paired, worst
-from fenchel.gallery.figures import column, dots
+from fenchel.gallery.figures import accuracy_and_likelihood, column
 from fenchel.gallery.paper import Measurements, Paper
 from fenchel.gallery.students import KD, LABELS, Classroom, Recipe, classroom, fit, marks, mlp, scaled, taught
 from fenchel.objectives.distillation.dkd import DKD
@@ -82,7 +82,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
     """NKD against KL, USKD against the labels, and the two identities."""
 
     def accuracy(name: str) -> list[float]:
-        return [m["methods"][name]["accuracy"] for m in measured]
+        return column(measured, "methods", name, "accuracy")
 
     return [
         paired("accuracy gain of NKD over KL distillation", accuracy("NKD"), accuracy("KL, T = 8"), more_than=0.0),
@@ -97,10 +97,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
 
 def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     """Accuracy and likelihood of each student."""
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, key, label in ((left, "accuracy", "accuracy"), (right, "nll", "negative log-likelihood, nats")):
-        groups = {name: [m["methods"][name][key] for m in measured] for name in METHODS}
-        dots(axes, groups, label=label, percent=key == "accuracy")
+    accuracy_and_likelihood(figure, measured, METHODS)
 
 
 PAPER = Paper(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fenchel.gallery.checks import Check, mean, paired, worst
-from fenchel.gallery.figures import lines
+from fenchel.gallery.figures import COLOURS, by_method, column, lines
 from fenchel.gallery.paper import Measurements, Paper
 from fenchel.gallery.policies import Course, TokenLoss, World, learn, world
 from fenchel.gallery.students import scaled
@@ -100,7 +100,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
     """The gradient, the samples, the reward, the trap."""
 
     def of(name: str, key: str) -> list[float]:
-        return [m["methods"][name][key] for m in measured]
+        return column(measured, "methods", name, key)
 
     def last(name: str) -> list[float]:
         return [m["methods"][name]["reward"][-1] for m in measured]
@@ -143,7 +143,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     """Reward over the answers sampled."""
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     shown = [name for name in METHODS if name != "KDRL, guided"]
-    curves = {name: [m["methods"][name]["reward"] for m in measured] for name in shown}
+    curves = by_method(measured, shown, "reward")
     x = [a / 1000 for a in measured[0]["answers"]]
     lines(left, x, curves, labels=("thousand answers sampled", "reward"))
     left.axhline(TARGET, color="#8a8a8a", linewidth=0.8, linestyle=":")
@@ -153,11 +153,9 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
 
 def bars(axes, measured: Sequence[Measurements]) -> None:
     """Final reward where the teacher is right, and where it is wrong."""
-    from fenchel.gallery.figures import COLOURS
-
     for place, name in enumerate(METHODS):
         for offset, key, alpha in ((-0.18, "sound", 1.0), (0.18, "flawed", 0.45)):
-            values = [m["methods"][name][key] for m in measured]
+            values = column(measured, "methods", name, key)
             axes.barh(place + offset, sum(values) / len(values), 0.34, color=COLOURS[place], alpha=alpha)
     axes.set_yticks(range(len(METHODS)), list(METHODS))
     axes.invert_yaxis()

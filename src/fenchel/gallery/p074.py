@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fenchel.gallery.checks import Check, mean, paired, worst
-from fenchel.gallery.figures import dots, lines
+from fenchel.gallery.figures import by_method, column, dots, lines
 from fenchel.gallery.paper import Measurements, Paper
 from fenchel.gallery.policies import Course, TokenLoss, World, learn, world
 from fenchel.gallery.students import scaled
@@ -105,7 +105,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
     """Selective imitation, speed, and reward against both rivals."""
 
     def of(name: str, key: str) -> list[float]:
-        return [m["methods"][name][key] for m in measured]
+        return column(measured, "methods", name, key)
 
     def last(name: str) -> list[float]:
         return [m["methods"][name]["reward"][-1] for m in measured]
@@ -139,10 +139,10 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     """Reward over the answers sampled; final reward on the questions that the teacher gets wrong."""
     left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
     x = [a / 1000 for a in measured[0]["answers"]]
-    curves = {name: [m["methods"][name]["reward"] for m in measured] for name in METHODS}
+    curves = by_method(measured, METHODS, "reward")
     lines(left, x, curves, labels=("thousand answers sampled", "reward"))
     left.legend(fontsize=7)
-    wrong = {name: [m["methods"][name]["flawed"] for m in measured] for name in METHODS}
+    wrong = by_method(measured, METHODS, "flawed")
     dots(right, wrong, label="final reward where the teacher is wrong")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fenchel
 from fenchel.gallery.checks import Check, mean, paired, worst
-from fenchel.gallery.figures import column, dots, lines
+from fenchel.gallery.figures import by_method, column, dots, lines
 from fenchel.gallery.paper import Measurements, Paper
 from fenchel.gallery.students import KD, LABELS, Recipe, as_function, classroom, marks, scaled, taught
 from fenchel.objectives.distillation.sinkd import SinKD, sinkhorn_plan
@@ -98,7 +98,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
     """Accuracy, gradients where supports are apart, and what the plan is."""
 
     def accuracy(name: str) -> list[float]:
-        return [m["methods"][name]["accuracy"] for m in measured]
+        return column(measured, "methods", name, "accuracy")
 
     def kept(name: str) -> list[float]:
         # share of the gradient at a gap of 4 that is left at a gap of 20
@@ -133,7 +133,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
 def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     """Accuracy of each student, and gradients as supports come apart."""
     left, right = figure.subplots(1, 2)
-    dots(left, {n: [m["methods"][n]["accuracy"] for m in measured] for n in METHODS}, label="accuracy", percent=True)
+    dots(left, by_method(measured, METHODS, "accuracy"), label="accuracy", percent=True)
     names = list(measured[0]["gradients"])
     groups = {name: [m["gradients"][name] for m in measured] for name in names}
     lines(right, GAPS, groups, labels=("gap between the supports, nats", "length of the gradient"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fenchel
 from fenchel.gallery.checks import Check, paired
-from fenchel.gallery.figures import column, dots, lines
+from fenchel.gallery.figures import by_method, column, dots, lines
 from fenchel.gallery.paper import Measurements, Paper
 from fenchel.gallery.students import Split, accuracy, batches, fit, mlp, scaled, split
 from fenchel.objectives.distillation.stable_kd import StableKD, block_losses
@@ -112,7 +112,7 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
     """Faster, better, with less data, and with less noise."""
 
     def of(name: str, key: str) -> list[float]:
-        return [m["methods"][name][key] for m in measured]
+        return column(measured, "methods", name, key)
 
     reached = column(measured, "steps to target")
     return [
@@ -141,11 +141,11 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
 def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     """KL to the teacher over time, and accuracies."""
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    curves = {name: [m["methods"][name]["kl"] for m in measured] for name in METHODS}
+    curves = by_method(measured, METHODS, "kl")
     points = len(measured[0]["methods"]["StableKD"]["kl"])
     lines(left, [EVERY * k for k in range(points)], curves, labels=("step", "KL on unseen digits, nats"))
     left.set_yscale("log")
-    groups = {name: [m["methods"][name]["accuracy"] for m in measured] for name in METHODS}
+    groups = by_method(measured, METHODS, "accuracy")
     dots(right, {**groups, "StableKD, 40 %": column(measured, "accuracy on 40 %")}, label="accuracy", percent=True)
 
 
