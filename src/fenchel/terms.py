@@ -227,7 +227,8 @@ def _value(
 def _sides(t: Tensor, together: bool) -> tuple[Tensor, Tensor]:
     """Where f and its adjoint are evaluated: both at -|t|, or each at 0 where the other one counts, so that neither can overflow there."""
     if together:
-        return _below_zero(t), _below_zero(t)
+        s = _below_zero(t)
+        return s, s
     return t.clamp_max(0.0), -torch.relu(t)
 
 

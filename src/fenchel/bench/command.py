@@ -93,8 +93,7 @@ def _run(args: argparse.Namespace, console: Console) -> table.Report | None:
     _writable(args.out)
     about = machine.describe(args.threads)
     with tempfile.TemporaryDirectory(prefix="fenchel-bench-") as compiled:
-        seen: set[str] = set()
-        regimes = [_regime(name, paths, size, args, cache, File(compiled), seen, say) for name in names]
+        regimes = [_regime(name, names, paths, size, args, cache, File(compiled), say) for name in names]
     about["load after"] = machine.load()
     settings = {"turns": args.repeats, "parity": f"within {TOLERANCE:.0e} of dense float64, checked before timing"}
     report = table.Report(about, asdict(size), settings, regimes)
@@ -126,23 +125,23 @@ def _checked(args: argparse.Namespace, size: Size) -> tuple[list[str], list[Path
 
 def _regime(
     name: str,
+    names: list[str],
     paths: list[Path],
     size: Size,
     args: argparse.Namespace,
     cache: File,
     compiled: File,
-    seen: set[str],
     say: Any,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """One regime; first calls and memory of the paths that are not among those seen, which they then are."""
+    """One of the regimes `names`; first calls and memory of the paths whose first regime it is."""
     chosen = {path.key: path for path in paths if name in path.regimes}
     notes = {key: f"needs {path.missing()}" for key, path in chosen.items() if path.missing() is not None}
     about = facts(name, size, args.objective, cache, SPARSE)
     separate: dict[str, Alone] = {}
     if not args.no_memory:
         for key, path in chosen.items():
-            if key not in notes and path.kind != "bare" and key not in seen:
-                seen.add(key)
+            first = next(n for n in names if n in path.regimes)
+            if key not in notes and path.kind != "bare" and name == first:
                 say(f"{name}: first call and memory of {path.label}")
                 separate[key] = alone(path, name, size, args.objective, cache, args.threads, compiled)
                 failure = separate[key].failure

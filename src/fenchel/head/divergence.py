@@ -16,11 +16,11 @@ from ..generators import generator as named
 from ..terms import check_skew, terms
 from .derived import rows_of, total
 from .divergence_tiles import divergence_
+from .opaque import one_by_one, returned, unmade
 from .pairs import OneHead, rows_that_count, two_heads
 from .projection import MEMORY, logits_of, rows_per_tile
 from .rows import slices_of
 from .sweep import Head, sweep
-from .young import one_by_one
 
 __all__ = ["linear_divergence"]
 
@@ -172,14 +172,7 @@ def _divergence(
     )
     part, totals = sweep(heads, kernel, None if c is None else c[keep].to(dtype), memory)
     rows = torch.zeros(len(counted), dtype=dtype, device=hp.device).index_copy_(0, keep, part.to(dtype))
-    out = []
-    for i, (x, like) in enumerate(zip(totals[0] + totals[1], (hp, wp, bp, hq, wq, bq), strict=True)):
-        if x is None or like is None:
-            out.append(hp.new_empty(0))
-        else:
-            out.append(
-                torch.zeros_like(like).index_copy_(0, keep, x.to(like.dtype)) if i % 3 == 0 else x.to(like.dtype)
-            )
+    out = returned(totals[0] + totals[1], (hp, wp, bp, hq, wq, bq), keep)
     return rows, out[0], out[1], out[2], out[3], out[4], out[5]
 
 
@@ -196,8 +189,7 @@ def _(
     *rest: Any,
 ) -> Any:
     rows = hp.new_empty(len(counted), dtype=_wide(hp, hq))
-    like = zip((hp, wp, bp, hq, wq, bq), rest[-1], strict=True)
-    return rows, *(torch.empty_like(x) if w and x is not None and c is not None else hp.new_empty(0) for x, w in like)
+    return rows, *unmade((hp, wp, bp, hq, wq, bq), c, rest[-1])
 
 
 _divergence.register_vmap(one_by_one(_divergence))

@@ -9,11 +9,11 @@ from torch import Tensor
 from ..checks import check_positive
 from ..losses.fenchel_young import check_target
 from .derived import rows_of
+from .opaque import one_by_one, returned, unmade
 from .projection import MEMORY, autocast, check_head, rows_per_tile
 from .rows import Tile
 from .sweep import Head, sweep
 from .tiles import tile_function
-from .young import one_by_one
 
 __all__ = ["LogProbabilities", "linear_logp"]
 
@@ -153,12 +153,7 @@ def _logp(
     rows = torch.zeros(len(y), 3, dtype=head.dtype, device=y.device)
     if len(keep):
         rows.index_copy_(0, keep, part)
-    out = [
-        hidden.new_empty(0) if x is None or like is None else x.to(like.dtype)
-        for x, like in zip(grads, (hidden, weight, bias), strict=True)
-    ]
-    if want[0] and c is not None:
-        out[0] = torch.zeros_like(hidden).index_copy_(0, keep, out[0])
+    out = returned(grads, (hidden, weight, bias), keep)
     return rows, out[0], out[1], out[2]
 
 
@@ -167,9 +162,8 @@ def _(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, c: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = hidden.new_empty(len(hidden), 3, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    like = zip((hidden, weight, bias), rest[-1], strict=True)
-    grads = [torch.empty_like(x) if w and x is not None and c is not None else hidden.new_empty(0) for x, w in like]
-    return rows, grads[0], grads[1], grads[2]
+    out = unmade((hidden, weight, bias), c, rest[-1])
+    return rows, out[0], out[1], out[2]
 
 
 _logp.register_vmap(one_by_one(_logp))

@@ -5,7 +5,6 @@ gradient (mean, sum) gradients are made in the forward pass, so a step costs thr
 weights or a vector q, run through the generic head. Second derivatives always do: the row function is the same.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from ..generators import Generator, by_handle
 from ..losses.fenchel_young import YoungSpec, check_class_weight, check_target, reduce, young_rows, young_spec
 from ..operators import working_dtype
 from .derived import rows_of, total
+from .opaque import one_by_one, returned, unmade
 from .projection import MEMORY, autocast, check_head, rows_per_tile
 from .rows import Rows, Tile, applied
 from .sweep import Head, sweep
@@ -196,13 +196,9 @@ def _young(
         by_handle(number), labels, q, class_weight, temperature, smoothing, len(part) * len(weight), may_skip
     )
     rows, [grads] = sweep([head], kernel, row_c, memory)
-    out = []
-    for x, like in zip(grads, (hidden, weight, bias), strict=True):
-        out.append(hidden.new_empty(0) if x is None or like is None else x.to(like.dtype))
     if not all_kept:
         rows = rows.new_zeros(len(y)).index_copy_(0, keep, rows)
-        if want[0] and c is not None:
-            out[0] = torch.zeros_like(hidden).index_copy_(0, keep, out[0])
+    out = returned(grads, (hidden, weight, bias), None if all_kept else keep)
     return rows, out[0], out[1], out[2]
 
 
@@ -210,26 +206,9 @@ def _young(
 def _(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    c, want = rest[2], rest[-1]
     rows = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    shapes = [
-        torch.empty_like(x) if w and x is not None and c is not None else hidden.new_empty(0)
-        for x, w in zip((hidden, weight, bias), want, strict=True)
-    ]
-    return rows, shapes[0], shapes[1], shapes[2]
-
-
-def one_by_one(op: Callable[..., Any]) -> Callable[..., Any]:
-    """A vmap rule that calls the operator once for each element of the batch."""
-
-    def rule(info: Any, dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        results = [
-            op(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        return tuple(torch.stack(r) for r in zip(*results, strict=True)), (0,) * len(results[0])
-
-    return rule
+    out = unmade((hidden, weight, bias), rest[2], rest[-1])
+    return rows, out[0], out[1], out[2]
 
 
 _young.register_vmap(one_by_one(_young))

@@ -15,12 +15,12 @@ from ..checks import check_reduction
 from ..generators import Generator, by_handle
 from ..generators import generator as named
 from ..head.derived import rows_of, total
+from ..head.opaque import one_by_one, returned, unmade
 from ..head.pairs import rows_that_count
 from ..head.projection import MEMORY, rows_per_tile
 from ..head.rows import Tile
 from ..head.sweep import Head, sweep
 from ..head.tiles import tile_function
-from ..head.young import one_by_one
 from ..terms import row_divergence, through_softmax
 from .buckets import TopK, bucket_rows, check_first, check_rows, check_student, student_temperature
 from .tiles import OneHead, check_one_head
@@ -156,12 +156,7 @@ def _buckets(
     )
     part, [grads] = sweep([head], kernel, None if c is None else c[keep].to(head.dtype), memory)
     rows = torch.zeros(len(counted), dtype=head.dtype, device=hidden.device).index_copy_(0, keep, part)
-    out = [
-        hidden.new_empty(0) if x is None or like is None else x.to(like.dtype)
-        for x, like in zip(grads, (hidden, weight, bias), strict=True)
-    ]
-    if want[0] and c is not None:
-        out[0] = torch.zeros_like(hidden).index_copy_(0, keep, out[0])
+    out = returned(grads, (hidden, weight, bias), keep)
     return rows, out[0], out[1], out[2]
 
 
@@ -177,9 +172,8 @@ def _(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    like = zip((hidden, weight, bias), rest[-1], strict=True)
-    grads = [torch.empty_like(x) if w and x is not None and c is not None else hidden.new_empty(0) for x, w in like]
-    return rows, grads[0], grads[1], grads[2]
+    out = unmade((hidden, weight, bias), c, rest[-1])
+    return rows, out[0], out[1], out[2]
 
 
 _buckets.register_vmap(one_by_one(_buckets))
