@@ -91,6 +91,11 @@ def test_api_pages_are_those_of_the_docstrings():
     assert committed == made, "docs/api is stale: run `make docs`"
 
 
+def test_the_page_of_transforms_is_that_of_the_tables():
+    made = script("build_transforms").page()
+    assert (DOCS / "transforms.md").read_text(encoding="utf-8") == made, "docs/transforms.md is stale: run `make docs`"
+
+
 def test_every_public_name_has_an_entry():
     text = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
     headings = set(re.findall(r"^## (\w+)$", text, re.MULTILINE))

@@ -1,7 +1,6 @@
 """Derivatives of every order, under every transform, eager and compiled: each row of `tests/transforms.py`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +10,11 @@ from torch.autograd import gradcheck, gradgradcheck
 import fenchel
 from fenchel import Generator, generator, operators
 from tests.table import DISTINCT, MINE, Case, over
-from tests.transforms import TRANSFORMS, Function, Transform, around, differences, page, references
+from tests.transforms import TRANSFORMS, Function, Transform, around, differences, references
 
 # torch's own decompositions for forward mode, loaded on first use
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "transforms.md"
 MY_KL = next(case for case in MINE if case.book == "kl")
 # user-made generators are slow: one stands for them
 CASES = (*DISTINCT, MY_KL)
@@ -144,7 +142,3 @@ def check_forward_and_backward(f: Function, backend: str) -> None:
     close(ROWS["backward"].apply(fast, Z, V), gradient)
     with pytest.raises(RuntimeError, match=ROWS["double backward"].refused):
         ROWS["double backward"].apply(fast, Z, V)
-
-
-def test_the_page_is_fresh():
-    assert PAGE.read_text(encoding="utf-8") == page(), "docs/transforms.md is stale: run docs/build_transforms.py"

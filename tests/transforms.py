@@ -111,7 +111,11 @@ TRANSFORMS: tuple[Transform, ...] = (
 HEAD = """\
 # Derivatives and transforms
 
-Made by `docs/build_transforms.py` from the table that the tests run over (`tests/transforms.py`). `f` is a scalar
+Made by `docs/build_transforms.py` from the tables that the tests run over.
+
+## Derivatives of the operators
+
+Made from `tests/transforms.py`. `f` is a scalar
 function of one row of scores `z` that calls `softargmax`, `softmax_value` and `entropy`; `Z` are rows and `v` is a
 direction; `grad`, `jvp`, `vmap`, `hessian`, `jacrev` and `jacfwd` are those of `torch.func` (in the second row, `grad`
 is `torch.autograd.grad`). Every answer is compared with central differences in float64.
@@ -162,8 +166,8 @@ def references(f: Function, z: Tensor, v: Tensor) -> dict[str, Tensor]:
     }
 
 
-def page() -> str:
-    """docs/transforms.md."""
+def section() -> str:
+    """The part of docs/transforms.md."""
     shown = [HEAD, "", "| transform | code | eager | compiled |", "|---|---|---|---|"]
     for row in TRANSFORMS:
         state = "raises RuntimeError" if row.refused else "formulas tested"

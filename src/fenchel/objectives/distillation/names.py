@@ -53,6 +53,32 @@ def distillation_objective(name: str | Generator | RowObjective) -> RowObjective
                 "student, target) and needs_target. Objectives of whole batches or of features are called themselves"
             )
         return name
+    found: RowObjective = getattr(_known, _learn(name))
+    return found
+
+
+class _Known:
+    """Objectives as attributes: a compiler follows an attribute, but not how a name is read."""
+
+
+_known = _Known()
+_attribute: dict[str, str] = {}
+
+
+def _learn(name: str) -> str:
+    """The attribute of a name."""
+    if name not in _attribute:
+        objective = _read(name)
+        _attribute[name] = f"objective_{len(_attribute)}"
+        setattr(_known, _attribute[name], objective)
+    return _attribute[name]
+
+
+# what torch.compiler.assume_constant_result does, without importing the compiler: it has names read while it traces
+vars(_learn)["_dynamo_marked_constant"] = True
+
+
+def _read(name: str) -> RowObjective:
     parts = [_parse(part.strip()) for part in name.split(" + ")]
     if len(parts) == 1:
         return parts[0]
