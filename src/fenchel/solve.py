@@ -86,7 +86,7 @@ def threshold(
     best_q = q if q.dim() == 0 else q.expand_as(d).gather(1, d.nan_to_num(0.0).argmin(1, keepdim=True))
     one = d.new_ones(n, 1)
     low, high = g.link(-torch.log(total) * one), g.link(-torch.log(best_q) * one)
-    if g.sparse and bool(op.spread(d.new_tensor(1e-9)) > 1):
+    if is_steep(g):
         top, used = steep_top(d, q, g, high, evaluate)
         mass, spread, support = evaluate(d, top, q, g)
         return Threshold(top, mass, spread, support, used + 1, (used + 1) * d.numel())
@@ -127,6 +127,11 @@ def threshold(
         if g.sparse and int(support.max()) <= share * d.shape[1]:
             d, q = compact(d, q, high - g.edge)
     return Threshold(found[0], found[1], found[2], found[3], used, reads)
+
+
+def is_steep(g: Generator) -> bool:
+    """Whether dS/dtop grows without bound at the edge of the support (alpha > 2), where Newton's steps are not monotone."""
+    return g.sparse and bool(operator_of(g).spread(torch.tensor(1e-9)) > 1)
 
 
 def _total(q: Tensor, d: Tensor) -> Tensor:

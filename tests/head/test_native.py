@@ -291,6 +291,10 @@ def libraries(cache: Path) -> list[Path]:
     return sorted(cache.rglob("native-*.so"))
 
 
+def built() -> Any:
+    return native_build.load(native_build.SOURCE.read_bytes(), "native")
+
+
 def test_without_a_compiler_torch_does_it_and_says_so_once(tmp_path) -> None:
     cases = [
         ({"CC": "false"}, "false is not a C compiler that works"),
@@ -315,14 +319,14 @@ def test_two_processes_that_build_at_once_both_run(path, tmp_path) -> None:
 @compiled
 def test_a_library_is_built_once_and_a_damaged_one_again(path, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native_build._load()
+    built()
     (library,) = libraries(tmp_path)
-    good, built = library.read_bytes(), library.stat().st_mtime_ns
-    native_build._load()
-    assert library.stat().st_mtime_ns == built
+    good, made = library.read_bytes(), library.stat().st_mtime_ns
+    built()
+    assert library.stat().st_mtime_ns == made
     (tmp_path / "short").write_bytes(good[: len(good) // 2])  # not written over the file, which this process has mapped
     os.replace(tmp_path / "short", library)
-    native_build._load()
+    built()
     (library,) = libraries(tmp_path)
     assert len(library.read_bytes()) == len(good)
 
@@ -330,9 +334,9 @@ def test_a_library_is_built_once_and_a_damaged_one_again(path, tmp_path, monkeyp
 @compiled
 def test_another_source_or_compiler_is_another_library(path, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native_build._load()
+    built()
     monkeypatch.setattr(native_build, "FLAGS", (*native_build.FLAGS, "-DOTHER"))
-    native_build._load()
+    built()
     assert len(libraries(tmp_path)) == 2
 
 
@@ -342,7 +346,7 @@ def test_a_cache_that_others_can_write_is_not_trusted(path, tmp_path, monkeypatc
     shared = tmp_path / "fenchel"
     shared.mkdir()
     shared.chmod(0o777)
-    assert native_build._load() is not None
+    assert built() is not None
     assert not libraries(tmp_path)
 
 
@@ -360,4 +364,4 @@ def test_a_full_disk_leaves_the_torch_path(path, tmp_path, monkeypatch, caplog) 
 def test_a_switch_that_is_neither_on_nor_off_raises(monkeypatch) -> None:
     monkeypatch.setenv("FENCHEL_NATIVE", "maybe")
     with pytest.raises(ValueError, match="FENCHEL_NATIVE='maybe'"):
-        native_build._load()
+        built()

@@ -24,35 +24,22 @@ def divergence_(
     Given c [n, 1], zp and zq become c times its gradient where needed.
     """
     wide = torch.promote_types(zp.dtype, zq.dtype)
-    fn = _rows(g, skew, needed if c is not None else (False, False), wide, compiles(entries))
-    rows, *found = tile_function(fn, None, entries)(zp, zq)
-    if c is None:
-        return rows
-    finish = tile_function(_finish_, None, entries)
-    for z, wanted in ((zp, needed[0]), (zq, needed[1])):
-        if wanted:
-            (grad, total, best, spread), found = found[:4], found[4:]
-            finish(z, grad, total, best, spread, c)
-    return rows
-
-
-def _finish_(z: Tensor, grad: Tensor, total: Tensor, best: Tensor, spread: Tensor, c: Tensor, _: None) -> None:
-    """Turns logits into c times the gradient in them, from that in their log-probabilities."""
-    z.copy_(c * (grad - torch.exp(z - best - spread) * total))
+    needed = needed if c is not None else (False, False)
+    fn = tile_function(_rows_(g, skew, needed, wide, compiles(entries)), None, entries)
+    return fn(zp, zq, zp.new_ones(len(zp), 1) if c is None else c)
 
 
 @lru_cache(maxsize=128)
-def _rows(
+def _rows_(
     g: Generator, skew: float, needed: tuple[bool, bool], wide: torch.dtype, fused: bool
-) -> Callable[[Tensor, Tensor, None], list[Tensor]]:
-    """Two tiles of logits -> the divergences and, for each head that needs it, what its gradient is made of.
+) -> Callable[..., Tensor]:
+    """Two tiles of logits and c [n, 1] -> the divergences; the tiles that need it become c times their gradient.
 
-    That is the derivative in its log-probabilities, its sum, the largest logit and logsumexp less it. One object for all calls: what is compiled for it is
-    found by it.
+    One object for all calls: what is compiled for it is found by it.
     """
     f = scalars(skewed(g, skew))
 
-    def rows(zp: Tensor, zq: Tensor, _: None) -> list[Tensor]:
+    def rows(zp: Tensor, zq: Tensor, c: Tensor, _: None) -> Tensor:
         logs, scales = [], []
         for z in (zp, zq):
             best = z.amax(1, keepdim=True)
@@ -60,10 +47,13 @@ def _rows(
             logs.append((z - best - spread).to(wide))
             scales.append((best, spread))
         out, *grads = row_divergence(logs[0], logs[1], f, grad_p=needed[0], grad_q=needed[1], fused=fused)
-        found = [out]
-        for grad, scale in zip(grads, scales, strict=True):
-            if grad is not None:
-                found += [grad, grad.sum(1, keepdim=True), *scale]
-        return found
+        new = [
+            None if grad is None else c * (grad - torch.exp(z - best - spread) * grad.sum(1, keepdim=True))
+            for z, grad, (best, spread) in zip((zp, zq), grads, scales, strict=True)
+        ]
+        for z, x in zip((zp, zq), new, strict=True):
+            if x is not None:
+                z.copy_(x)
+        return out
 
     return rows

@@ -9,11 +9,11 @@
 #ifndef REAL
 
 #include <math.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "threads.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -25,7 +25,7 @@
 #endif
 
 enum { OK = 0, BAD_CSR = 1, NO_MEMORY = 2 };
-enum { MAX_THREADS = 256, TASK_ROWS = 16, SPLIT_ROWS = 64, SCAN_BLOCK = 128, MOMENT_BLOCK = 1024 };
+enum { TASK_ROWS = 16, SPLIT_ROWS = 64, SCAN_BLOCK = 128, MOMENT_BLOCK = 1024 };
 /* Of the gathered products. Eight accumulators hide the latency of a multiply-add; a block of 1,024 packed rows is
    512 KiB with AVX-512; packing a row pays once it is read about sixteen times; in the transposed product the sorted
    entries want the cache too: SORT_ROWS by PACKED_COLUMNS at a time. All measured, none critical. */
@@ -36,37 +36,6 @@ enum { SORT_ROWS = 512, PACKED_COLUMNS = 256 };
 #error "marks are read eight bytes at a time, the first one lowest"
 #endif
 #define EACH_BYTE UINT64_C(0x0101010101010101)
-
-/* ---- threads: tasks are drawn from a counter, so that a busy core takes fewer of them ---- */
-
-typedef struct {
-    void (*run)(void *job, int64_t task);
-    void *job;
-    int64_t tasks;
-    _Atomic int64_t next;
-} Team;
-
-static void draw(void *arg) {
-    Team *team = arg;
-    for (int64_t task; (task = atomic_fetch_add(&team->next, 1)) < team->tasks;) team->run(team->job, task);
-}
-
-static void *draw_thread(void *arg) {
-    draw(arg);
-    return NULL;
-}
-
-static void parallel(void (*run)(void *, int64_t), void *job, int64_t tasks, int threads) {
-    Team team = {run, job, tasks, 0};
-    if (threads > tasks) threads = (int)tasks;
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
-    pthread_t helpers[MAX_THREADS];
-    int started = 0;
-    /* A helper that cannot be started is no error: the others draw its tasks. */
-    while (started + 1 < threads && !pthread_create(&helpers[started], NULL, draw_thread, &team)) started++;
-    draw(&team);
-    while (started) pthread_join(helpers[--started], NULL);
-}
 
 /* ---- where each row's entries cross the borders of column blocks; the CSR structure is checked on the way ---- */
 

@@ -1,6 +1,6 @@
-"""Compile native.c on the user's machine, once, and load it.
+"""Compile C on the user's machine, once, and load it: native.c, and the row programs that are written for a generator.
 
-The library lies in a directory of the user's own under a name made of what it depends on (source, flags, what the
+A library lies in a directory of the user's own under a name made of what it depends on (source, flags, what the
 compiler says about itself and this CPU) and of its own content. So a changed compiler or CPU gives a new file, a file
 cut short is found out before it is loaded, and two processes that build at once end with one file.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Lock
 
 SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 TARGETS = (("-march=native",), ("-mcpu=native",), ())
 COMPILE_SECONDS = 120
 
@@ -44,13 +44,19 @@ def library() -> ctypes.CDLL | None:
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
-        return _load()
+        return load(SOURCE.read_bytes(), "native")
     except (NoNative, OSError) as why:  # OSError: a full disk, or nowhere to write
         log.warning("fenchel: no native CPU kernels (%s); the exact sparse head runs on plain torch, slower", why)
         return None
 
 
-def _load() -> ctypes.CDLL:
+def load(source: bytes, name: str) -> ctypes.CDLL:
+    """The library of a source, compiled unless it was before. Its quoted includes are this directory's.
+
+    Raises:
+        NoNative: there is no compiler that works, or kernels are turned off.
+        OSError: a full disk, or nowhere to write.
+    """
     switch = os.environ.get("FENCHEL_NATIVE", "1")
     if switch not in ("0", "1"):
         raise ValueError(f"got FENCHEL_NATIVE={switch!r}; set it to 0 or 1")
@@ -59,20 +65,24 @@ def _load() -> ctypes.CDLL:
     if sys.platform == "win32":
         raise NoNative("not built on Windows")
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    flags, about = _target(compiler)
-    source = SOURCE.read_bytes()
-    key = _digest(source, shlex.join(compiler + flags).encode(), about)
+    flags, about = _target(tuple(compiler), FLAGS)
+    key = _digest(source, _headers(), shlex.join([*compiler, *flags]).encode(), about)
     with _directory() as directory:
-        for path in sorted(directory.glob(f"native-{key}-*.so")):
+        for path in sorted(directory.glob(f"{name}-{key}-*.so")):
             loaded = _open(path)
             if loaded is not None:
                 return loaded
             path.unlink(missing_ok=True)
-        path = _build(compiler, flags, source, directory, key)
+        path = _build([*compiler, *flags], source, directory, f"{name}-{key}")
         loaded = _open(path)
         if loaded is None:
             raise NoNative(f"{path} was built and does not load")
         return loaded
+
+
+@cache
+def _headers() -> bytes:
+    return _digest(*(path.read_bytes() for path in sorted(SOURCE.parent.glob("*.h")))).encode()
 
 
 def _digest(*parts: bytes) -> str:
@@ -88,13 +98,14 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
         raise NoNative(f"{command[0]} took more than {COMPILE_SECONDS} s") from error
 
 
-def _target(compiler: list[str]) -> tuple[list[str], bytes]:
+@cache
+def _target(compiler: tuple[str, ...], flags: tuple[str, ...]) -> tuple[list[str], bytes]:
     """Flags that the compiler takes, and its predefined macros under them: its version and what this CPU can do."""
     for target in TARGETS:
-        flags = [*FLAGS, *target]
-        probe = _run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])
+        wanted = [*flags, *target]
+        probe = _run([*compiler, *wanted, "-dM", "-E", "-x", "c", os.devnull])
         if probe.returncode == 0 and b"#define" in probe.stdout:
-            return flags, probe.stdout
+            return wanted, probe.stdout
     raise NoNative(f"{shlex.join(compiler)} is not a C compiler that works: {_first_line(probe.stderr)}")
 
 
@@ -126,14 +137,14 @@ def _directory() -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _build(compiler: list[str], flags: list[str], source: bytes, directory: Path, key: str) -> Path:
+def _build(compiler: list[str], source: bytes, directory: Path, stem: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="build-", dir=directory) as temporary:
-        code, built = Path(temporary, "native.c"), Path(temporary, "native.so")
+        code, built = Path(temporary, SOURCE.name), Path(temporary, "native.so")
         code.write_bytes(source)
-        done = _run([*compiler, *flags, str(code), "-o", str(built), "-lm"])
+        done = _run([*compiler, f"-I{SOURCE.parent}", str(code), "-o", str(built), "-lm"])
         if done.returncode != 0 or not built.is_file():
             raise NoNative(f"{shlex.join(compiler)} exited with {done.returncode}: {_first_line(done.stderr)}")
-        path = directory / f"native-{key}-{_digest(built.read_bytes())}.so"
+        path = directory / f"{stem}-{_digest(built.read_bytes())}.so"
         os.replace(built, path)
         return path
 

@@ -31,7 +31,7 @@ class Head:
     def zeros(self, i: int) -> Tensor | None:
         """Zeros for a gradient, if it is wanted: 0 of hidden, 1 of weight, 2 of bias."""
         shape = (self.hidden.shape, self.weight.shape, self.weight.shape[:1])[i]
-        return self.hidden.new_zeros(shape, dtype=self.dtype) if self.want[i] else None
+        return large_pages(self.hidden.new_empty(shape, dtype=self.dtype)).zero_() if self.want[i] else None
 
 
 class Kernel(Protocol):

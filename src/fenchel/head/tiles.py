@@ -1,11 +1,11 @@
-"""The two loops over a tile that every Fenchel-Young head is made of, compiled where the machine has a compiler.
+"""The loops over a tile of logits, compiled where the machine has a compiler.
 
-Both are the scalar functions of `generators` and nothing else; torch.compile fuses them into one pass over memory each (measured on two cores: 15 to 60
-times faster than the separate torch operations, which is what runs without a compiler).
+They are the scalar functions of `generators` and nothing else. On a CPU they are written as row programs in C (`programs`): all passes over a row run while
+it lies in the core's own cache. What has no row program (a function of a user's that takes an unusual operation), and other devices, go through
+torch.compile; without a compiler the separate torch operations run, many times slower.
 """
 
 import logging
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -18,14 +18,23 @@ from torch import Tensor
 from .. import solve
 from ..generators import INF, Generator, operator_of
 from ..operators import excess_of
-from . import kernels, native
+from . import kernels, native, programs
+from .emit import Unwritable
 from .kernels import Rows
+from .trace import EXPM1, POWER, expm1, power, sample_of, traced
 
 log = logging.getLogger("fenchel")
 # the compiler stores an intermediate result that took more operations, or has more readers, than this; here each costs a pass over memory
 FUSE: dict[str, Any] = {"realize_opcount_threshold": 1000, "realize_reads_threshold": 1000}
 # entries of logits below which compiling costs more than it saves
 LARGE = 2**21
+
+
+def distances_(z: Tensor, _: None) -> Tensor:
+    """Turns logits into distances below their row's largest in place, and returns that, [N, 1]."""
+    best = z.amax(1, keepdim=True)
+    z.copy_(best - z)
+    return best
 
 
 def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, g: Generator) -> Tensor:
@@ -50,7 +59,7 @@ def tile_function(fn: Callable[..., Any], g: Any, entries: int) -> Callable[...,
 def compiles(entries: int) -> bool:
     """Whether `tile_function` compiles."""
     wanted = os.environ.get("FENCHEL_COMPILE", "")
-    return wanted != "0" and (wanted == "1" or entries >= LARGE) and _compiler()
+    return wanted != "0" and (wanted == "1" or entries >= LARGE) and (native.available() or _compiler())
 
 
 @cache
@@ -58,64 +67,38 @@ def _compiled(fn: Callable[..., Any], g: Any) -> Callable[..., Any]:
     made: dict[Any, Callable[..., Any]] = {}
 
     def call(*args: Tensor) -> Any:
+        if min(args[0].shape) < 2:
+            return fn(*args, g)
         layout = tuple((x.dtype, x.device.type, _pattern(x, args)) for x in args)
         if layout not in made:
-            made[layout] = torch.compile(_traced(lambda *x: fn(*x, g), args), dynamic=True, options=FUSE)
+            made[layout] = _made(lambda *x: fn(*x, g), args)
         return made[layout](*args)
 
     return call
+
+
+def _made(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[..., Any]:
+    if programs.handles(*args):
+        try:
+            return programs.program(fn, args)
+        except Unwritable as why:
+            log.info("fenchel: no row program (%s); torch.compile makes the loop", why)
+    return torch.compile(_traced(fn, args), dynamic=True, options=FUSE) if _compiler() else fn
+
+
+def _traced(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """fn as a graph of elementary operations, for torch.compile.
+
+    A compiler that traces fn itself reads the constants of a generator at run time and cannot follow what users write; and it would turn expm1(t) into
+    exp(t) - 1, which is nothing but rounding near t = 0.
+    """
+    return traced(fn, sample_of(args), {EXPM1: expm1, POWER: power}, "symbolic")
 
 
 def _pattern(x: Tensor, args: tuple[Tensor, ...]) -> tuple[int, ...]:
     """Which of the first argument's dimensions each dimension is, negative where it is a constant."""
     sizes = args[0].shape
     return tuple(sizes.index(n) if n > 1 and n in sizes else -n for n in x.shape)
-
-
-def _traced(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """fn as a graph of elementary operations for tensors laid out like these, of any size.
-
-    A compiler that traces fn itself reads the constants of a generator at run time and cannot follow what users write. Two operations are replaced: it would
-    turn expm1(t) into exp(t) - 1, which is nothing but rounding near t = 0, and pow is ten times slower than square roots.
-    """
-    from torch.fx.experimental.proxy_tensor import make_fx  # imports a compiler
-
-    known = {torch.ops.aten.expm1.default: _expm1, torch.ops.aten.pow.Tensor_Scalar: _pow}
-    # zeros, and not one tensor twice: it would be traced as one
-    sample = [
-        torch.zeros([(5, 7)[n] if n >= 0 else -n for n in _pattern(x, args)], dtype=x.dtype, device=x.device)
-        for x in args
-    ]
-    with torch.no_grad():
-        return make_fx(fn, known, tracing_mode="symbolic")(*sample)
-
-
-# terms of the series of exp(t) - 1 on |t| < 1/2: to 2^-30 and 2^-60 of it
-_SERIES = {torch.float32: 9, torch.float64: 16}
-
-
-def _expm1(t: Tensor) -> Tensor:
-    # its series where exp(t) - 1 would cancel; elsewhere the exponential that other terms use too
-    near = torch.full_like(t, 1 / math.factorial(_SERIES[t.dtype]))
-    for k in range(_SERIES[t.dtype] - 1, 0, -1):
-        near = near * t + 1 / math.factorial(k)
-    return torch.where(t.abs() < 0.5, t * near, t.exp() - 1)
-
-
-def _pow(x: Tensor, k: float) -> Tensor:
-    # x^k = (square roots of x) exp(r log x), 0 <= r < 1/4: the logarithm's rounding is multiplied by r and not by k
-    if k < 0:
-        return 1 / _pow(x, -k)
-    quarters = math.floor(4 * k)
-    if quarters > 32:
-        return NotImplemented
-    factors = [x] * (quarters // 4)
-    if quarters % 4:
-        half = torch.sqrt(x)
-        factors += [half] * (quarters // 2 % 2) + [torch.sqrt(half)] * (quarters % 2)
-    if quarters != 4 * k:
-        factors.append(torch.exp((k - quarters / 4) * torch.log(x)))
-    return math.prod(factors[1:], start=factors[0]) if factors else torch.ones_like(x)
 
 
 @cache
@@ -131,9 +114,21 @@ def _compiler() -> bool:
 
 
 def solved(d: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
-    """`solve.threshold` with compiled sums and native compaction."""
+    """`solve.threshold`: compiled row by row, or with compiled sums and native compaction."""
+    native_solver = _solver(d, q, g) if compiles(entries) else None
+    if native_solver is not None:
+        return native_solver(d, q)
     sums = tile_function(solve.sums, g, entries)
     return solve.threshold(d, q, g, lambda d, top, q, _: sums(d, top, q), compact, share=0.125)
+
+
+def _solver(d: Tensor, q: Tensor, g: Generator) -> Callable[[Tensor, Tensor], solve.Threshold] | None:
+    if g.multiplicative or solve.is_steep(g) or not programs.handles(d, q):
+        return None
+    try:
+        return programs.solver(g, d.dtype, q.dim() > 0)
+    except Unwritable:
+        return None
 
 
 def solved_relative(r: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:

@@ -21,7 +21,7 @@ from ..solve import Threshold
 from . import kernels, native
 from .kernels import Rows
 from .sweep import Sparse
-from .tiles import finish_, measure_of, packed, solved, solved_relative, tile_function, value
+from .tiles import distances_, finish_, measure_of, packed, solved, solved_relative, tile_function, value
 
 # Shares of a dense product at which the alternatives cost the same (measured at N = 2048, D = 512, V = 32,768 on two cores, see docs/benchmarks.md).
 GATHERED_NATIVE, GATHERED_TORCH = 0.25, 0.01
@@ -56,9 +56,9 @@ class YoungKernel:
         if not (self.g.sparse and self.may_skip and self.smoothing == 0):
             losses = self._dense(z, y, c)
         elif self._few_inside(z):
-            best = z.amax(1, keepdim=True)
+            best, inside = self._inside(z)
             gap = (best - z.gather(1, y.unsqueeze(1))).squeeze(1)
-            excess, p = self._by_window(z, best)
+            excess, p = self._by_window(inside, best)
             sparse = None if c is None else Sparse(_times(p, c), y, c)
             losses = gap + excess + one_hot_divergence(y, self.q, self.g)
         else:
@@ -75,10 +75,17 @@ class YoungKernel:
         q = self.q if self.q.dim() == 0 else self.q.expand_as(z).gather(1, z.nan_to_num(-INF).argmax(1, keepdim=True))
         return (self.g.link(-torch.log(q)) - self.g.edge).to(z.dtype)
 
-    def _by_window(self, z: Tensor, best: Tensor) -> tuple[Tensor, Rows]:
+    def _inside(self, z: Tensor) -> tuple[Tensor, Rows]:
+        """The largest logit of each row, and the entries inside its window."""
+        width = self._window(z)
+        if width.dim() == 0:
+            best, inside = kernels.window(z, float(width))
+            return best.unsqueeze(1), inside
+        best = z.amax(1, keepdim=True)
+        return best, kernels.above(z, torch.nextafter(best - width, torch.full_like(best, -INF)).squeeze(1))
+
+    def _by_window(self, inside: Rows, best: Tensor) -> tuple[Tensor, Rows]:
         """value - best and p, from the tokens inside the window."""
-        limit = torch.nextafter(best - self._window(z), torch.full_like(best, -INF)).squeeze(1)
-        inside = kernels.above(z, limit)
         inside = inside.with_vals(inside.vals - best.squeeze(1)[inside.row_index()])
         r = packed(inside, inside.vals, -INF)
         q = self.q if self.q.dim() == 0 else packed(inside, measure_of(self.q, inside), 1.0)
@@ -106,8 +113,8 @@ class YoungKernel:
         """Losses; with c, the logits become c (p - y). A block is worked on while it is in cache."""
         losses = [z.new_zeros(0)]
         for b in _blocks(z):
-            d = torch.sub(z[b].amax(1, keepdim=True), z[b], out=z[b])
-            losses.append(self._distances(d, None, y[b], None if c is None else c[b]))
+            tile_function(distances_, None, self.entries)(z[b])
+            losses.append(self._distances(z[b], None, y[b], None if c is None else c[b]))
         return torch.cat(losses)
 
     def _distances(self, d: Tensor, found: Threshold | None, y: Tensor, c: Tensor | None) -> Tensor:
