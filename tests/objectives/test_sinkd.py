@@ -102,6 +102,21 @@ def test_derivatives_of_the_loss():
     assert gradcheck(SinKD(epsilon=0.1, temperature=2.0, factor=3.0), (t, s))
 
 
+def test_second_derivatives_of_the_loss():
+    """Through the cost as well as the plan: those of a loss whose cost is written with |s - t|."""
+    t, s = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    loss = SinKD(epsilon=0.2, temperature=2.0)
+    assert gradgradcheck(loss, (t, s))
+
+    def by_hand(t, s):
+        p, q = (s / 2).softmax(-1), (t / 2).softmax(-1)
+        cost = (p.unsqueeze(-2) - q.unsqueeze(-3)).abs().sum(-1)
+        return (sinkhorn_plan(cost, 0.2) * cost).sum()
+
+    got, want = (torch.autograd.functional.hessian(f, (t, s)) for f in (loss, by_hand))
+    torch.testing.assert_close(got, want)
+
+
 def test_the_loss_is_the_cost_of_the_plan():
     t, s = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
     got = SinKD(epsilon=0.3, temperature=2.0, factor=0.5)(t, s)

@@ -5,6 +5,7 @@ itself, not of a truncated iteration.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +75,49 @@ class SinKD:
             )
         inside = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
         t, s = (torch.softmax(z.to(inside) / self.temperature, -1) for z in (teacher, student))
-        cost = torch.cdist(s, t, p=1.0)
+        cost: Any = _Distance.apply(s, t)
         return self.factor * (sinkhorn_plan(cost, self.epsilon) * cost).sum((-2, -1))
+
+
+class _Distance(torch.autograd.Function):
+    """sum_v |a_i(v) - b_j(v)| [..., n, m] of a [..., n, V] and b [..., m, V]: torch's cdist, whose derivative has none of its own."""
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cdist(a, b, p=1.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, Any]:
+        a, b = ctx.saved_tensors
+        return _Signs.apply(grad, a, b), _Signs.apply(grad.transpose(-1, -2), b, a)
+
+
+class _Signs(torch.autograd.Function):
+    """sum_j g_ij sign(a_i - b_j) [..., n, V]: linear in g [..., n, m], almost everywhere constant in a and b."""
+
+    @staticmethod
+    def forward(grad: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        rows = [(grad[..., i, None, :] @ signs).squeeze(-2) for i, signs in _signs(a, b)]
+        return torch.stack(rows, -2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        rows = [(signs @ grad[..., i, :, None]).squeeze(-1) for i, signs in _signs(*ctx.saved_tensors)]
+        return torch.stack(rows, -2), None, None
+
+
+def _signs(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
+    # a row of a at a time: [..., m, V], never [..., n, m, V]
+    for i in range(a.shape[-2]):
+        yield i, torch.sign(a[..., i, None, :] - b)
 
 
 def sinkhorn_plan(cost: Tensor, epsilon: float) -> Tensor:
