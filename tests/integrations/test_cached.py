@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from fenchel.integrations.cached import CachedTeacher, block_rows, cache_of, check_cacheable, model_mark, write_cache
-from fenchel.integrations.distillation import DistillationTrainer
+from fenchel.integrations.distillation import DistillationTrainer, LiveTeacher
 from fenchel.objectives.distillation import distillation_objective
 from fenchel.study.data import fit_tokenizer
 from fenchel.teachers.cache import Cache, open_cache
 
 from .models import HEADS, model, padded
-from .steps import arguments, assert_same, rows, step
+from .steps import arguments, assert_same, gradients, rows, step
 
 BLOCKS = torch.randint(90, (5, 12), generator=torch.Generator().manual_seed(1))
 
@@ -22,9 +22,9 @@ def teacher_of(kind: str = "llama", **more: Any) -> Any:
     return model(kind, seed=7, spread=20.0 / HEADS[kind][2], **{"hidden_size": 24, **more})
 
 
-def cached(directory: Path, teacher: Any, k: int = 90, temperature: float = 1.0) -> Cache:
+def cached(directory: Path, teacher: Any, k: int | None = 90, temperature: float = 1.0, generator: str = "kl") -> Cache:
     tokenizer = fit_tokenizer([], 257)
-    spec = cache_of(teacher, tokenizer, BLOCKS, k, temperature=temperature, vocabulary=90)
+    spec = cache_of(teacher, tokenizer, BLOCKS, k, temperature=temperature, vocabulary=90, generator=generator)
     write_cache(directory / "cache", spec, teacher, BLOCKS, batch_size=2)
     return open_cache(directory / "cache", teacher=spec.teacher, data=spec.data, tokenizer=spec.tokenizer)
 
@@ -60,6 +60,43 @@ def test_with_all_classes_a_step_is_that_of_the_live_teacher(tmp_path: Path, kin
     assert_same(ours, theirs, 1e-2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        ("llama", "fenchel_young:alpha:1.5"),
+        ("gemma2", "fenchel_young:alpha:2,factor=3"),
+        ("llama", "kl + 0.5*kl:skew=0.1,first=student"),
+    ],
+)
+def test_a_sparse_teachers_cache_is_the_teacher(tmp_path: Path, kind: str, objective: str) -> None:
+    teacher, student = teacher_of(kind), model("cohere", spread=200.0)
+    cache = cached(tmp_path, teacher, None, generator="alpha:1.5")
+    assert cache.spec.k is None
+    examples = batch([3, 0, 4], ignored=6)
+    values, moved = [], []
+    for source in (CachedTeacher(cache), LiveTeacher(teacher, "alpha:1.5")):
+        trainer = DistillationTrainer(student, arguments(tmp_path), teacher=source, objective=objective)
+        grads, value = gradients(student, trainer.compute_loss(student, examples))
+        values.append(value)
+        moved.append({name: g.clone() for name, g in grads.items()})
+        student.zero_grad()
+    # the positive probabilities are kept in half precision
+    assert values[0] == pytest.approx(values[1], rel=3e-3)
+    assert_same(moved[0], moved[1], 1e-2)
+    # and not those of the softmax of the same logits
+    plain = DistillationTrainer(student, arguments(tmp_path), teacher=teacher, objective=objective)
+    assert abs(plain.compute_loss(student, examples).item() - values[1]) > 5e-3 * values[1]
+
+
+def test_a_batch_without_a_token_has_no_loss_from_a_sparse_cache(tmp_path: Path) -> None:
+    student, source = model(spread=20.0), CachedTeacher(cached(tmp_path, teacher_of(), None, generator="alpha:2"))
+    for objective in ("fenchel_young:alpha:2", "js"):
+        trainer = DistillationTrainer(student, arguments(tmp_path), teacher=source, objective=objective)
+        nothing = trainer.compute_loss(student, batch([2], ignored=12))
+        nothing.backward()
+        assert nothing.item() == 0
+
+
 def test_few_classes_give_a_smaller_loss_and_one_of_nothing_is_zero(tmp_path: Path) -> None:
     student, args = model(spread=20.0), arguments(tmp_path)
     values = []
@@ -79,6 +116,16 @@ def test_objectives_that_a_cache_does_not_determine_are_refused(tmp_path: Path) 
         check_cacheable(distillation_objective("dkd"), 1.0)
     with pytest.raises(ValueError, match="objective: got temperature 1, the cache was made at 2"):
         check_cacheable(distillation_objective("js"), 2.0)
+    young = distillation_objective("fenchel_young:alpha:2")
+    with pytest.raises(ValueError, match="objective: FenchelYoung needs the teacher's whole distribution"):
+        check_cacheable(young, 1.0)
+    with pytest.raises(ValueError, match="objective: got temperature 1, the cache was made at 2"):
+        check_cacheable(young, 2.0, sparse=True)
+    with pytest.raises(ValueError, match="objective: Renyi is not evaluated on sparse rows"):
+        check_cacheable(distillation_objective("renyi:2"), 1.0, sparse=True)
+    for k, generator in ((4, "alpha:2"), (None, "kl")):
+        with pytest.raises(ValueError, match=f"generator: got '{generator}' with k = {k}"):
+            cached(tmp_path, teacher_of(), k, generator=generator)
     source = CachedTeacher(cached(tmp_path, teacher_of(), 4))
     with pytest.raises(ValueError, match="objective: DKD needs the teacher's whole"):
         DistillationTrainer(model(), arguments(tmp_path), teacher=source, objective="dkd")

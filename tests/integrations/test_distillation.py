@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fenchel.integrations.distillation import DistillationTrainer, check_tokenizers
+from fenchel.integrations.distillation import DistillationTrainer, LiveTeacher, check_tokenizers
 from fenchel.objectives.distillation import distillation
 from fenchel.study.data import fit_tokenizer
 
@@ -172,6 +172,8 @@ def test_what_cannot_teach_is_refused(tmp_path: Path) -> None:
     student, args = student_of(), arguments(tmp_path)
     with pytest.raises(ValueError, match="teacher: got the student itself"):
         DistillationTrainer(student, args, teacher=student, objective="kl")
+    with pytest.raises(ValueError, match="teacher: got the student itself"):
+        DistillationTrainer(student, args, teacher=LiveTeacher(student), objective="kl")
     with pytest.raises(ValueError, match=r"objective: got 'none'; known: kl"):
         DistillationTrainer(student, args, teacher=teacher_of(), objective="none")
     damaged = teacher_of()

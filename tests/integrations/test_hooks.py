@@ -1,11 +1,16 @@
 """The head of a model and the states that enter it: found, checked, refused where they are not what they seem."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import AutoModelForCausalLM
 
 from fenchel.integrations.hooks import Head, check_head, head_of, last_hidden, next_states
@@ -143,3 +148,16 @@ def test_a_detached_head_is_a_constant() -> None:
     assert head.bias is not None
     assert not head.bias.requires_grad
     assert (head.softcap, head.scale) == (2.0, 0.5)
+
+
+def test_a_head_that_is_sharded_over_devices_is_refused(tmp_path: Path) -> None:
+    """As FSDP leaves it: the fused head would read the part of one device."""
+    net = model()
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        net.lm_head.weight = nn.Parameter(distribute_tensor(net.lm_head.weight.detach(), mesh, [Shard(0)]))
+        with pytest.raises(ValueError, match="model of type llama has its output embedding sharded over devices"):
+            head_of(net)
+    finally:
+        dist.destroy_process_group()

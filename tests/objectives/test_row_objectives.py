@@ -9,8 +9,14 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from two_models import N, V, derivatives, heads, logits, same
 
+import fenchel
 from fenchel.head.pairs import linear_pair_rows
-from fenchel.objectives.distillation import distillation, distillation_objective, linear_distillation
+from fenchel.objectives.distillation import (
+    TeacherOperator,
+    distillation,
+    distillation_objective,
+    linear_distillation,
+)
 from fenchel.objectives.distillation.names import _makers
 
 DIVERGENCES = ("kl", "js:0.3", "gjsd:0.2,scaled=true", "kl + 0.5*reverse_kl", "skew_kl:0.1,temperature=2", "tv")
@@ -29,7 +35,13 @@ EXACT = (
     "binary_kl_norm:temperature=2,factor=4",
 )
 # likelihoods and cross-entropies: not
-OTHERS = ("nkd:gamma=1.5,temperature=2", "pld:temperature=2,factor=0.5", "ferkd:low=0.3,high=0.5,smoothing=0.2")
+OTHERS = (
+    "nkd:gamma=1.5,temperature=2",
+    "pld:temperature=2,factor=0.5",
+    "ferkd:low=0.3,high=0.5,smoothing=0.2",
+    "fenchel_young:alpha:1.5,temperature=2,factor=3",
+    "fenchel_young:kl",
+)
 ALL = (*EXACT, *OTHERS)
 MEMORY = 5 * 8 * V
 
@@ -160,7 +172,21 @@ def binary(t, s, T):
     return sum(kl(two(a), two(b)) for a, b in zip(t, s, strict=True))
 
 
+def young(t, s, a, T):
+    """Of the negative Tsallis entropy sum p^a / (a (a - 1)), whose softargmax is found by halving."""
+    p, theta = p_of(t, T), s / T
+    of = lambda lam: np.maximum((a - 1) * (theta - lam), 0) ** (1 / (a - 1))
+    low, high = theta.min() - 20.0, theta.max()
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if of(middle).sum() > 1 else (low, middle)
+    q = of(low)
+    return float(q @ theta - p @ theta + ((p**a).sum() - (q**a).sum()) / (a * (a - 1)))
+
+
 ORACLES = {
+    "fenchel_young:alpha:1.5,temperature=2,factor=3": lambda t, s, y: 3 * young(t, s, 1.5, 2),
+    "fenchel_young:kl,temperature=2": lambda t, s, y: kl(p_of(t, 2), p_of(s, 2)),
     "binary_kl:2": lambda t, s, y: binary(t, s, 2),
     "binary_kl_norm:2,factor=4": lambda t, s, y: 4 * float(np.log(np.cosh((s - t) / 4)).sum()),
     "dkd:0.7,2,temperature=2,factor=4": lambda t, s, y: 4 * dkd(t, s, y, 0.7, 2, 2),
@@ -284,7 +310,33 @@ def test_tiny(name, n, v):
         grads = torch.autograd.grad(out, x[3:])
         assert all(bool(g.isfinite().all()) for g in grads)
         if v == 1 and not name.startswith("binary"):  # which compare logits, and one logit is enough for that
-            assert bool(out == 0)
+            # a Fenchel-Young loss is the gap between a value and a score
+            assert float(out.detach().abs()) <= (1e-15 if name.startswith("fenchel_young") else 0)
+
+
+def test_the_fenchel_young_loss_of_a_sparse_teacher():
+    """Zero, and flat, at the student whose own softargmax is the teacher's distribution; a divergence of softmaxes never is."""
+    t = 3 * torch.randn(20, 9, dtype=torch.float64)
+    s = (t + torch.randn(20, 1, dtype=torch.float64)).requires_grad_()
+    sparse = fenchel.softargmax(t, "alpha:1.5").log()
+    assert bool((sparse == -torch.inf).any())
+    own = distillation("fenchel_young:alpha:1.5", sparse, s, reduction="none")
+    assert float(own.detach().abs().max()) < 1e-12
+    assert float(torch.autograd.grad(own.sum(), s)[0].abs().max()) < 1e-12
+    assert bool((distillation("fenchel_young:alpha:2", sparse, s, reduction="none") > 1e-3).any())
+    assert bool((distillation("kl", sparse, s, reduction="none") > 1e-3).all())
+    # an objective of a model's logits is that of its distribution
+    taught = TeacherOperator(distillation_objective("kl + reverse_kl:skew=0.1"), "alpha:1.5")
+    torch.testing.assert_close(distillation(taught, t, s), distillation("kl + reverse_kl:skew=0.1", sparse, s))
+
+
+def test_generators_without_such_a_loss_are_refused():
+    with pytest.raises(ValueError, match="D_f of a distribution with zeros is infinite"):
+        distillation_objective("fenchel_young:reverse_kl")
+    with pytest.raises(ValueError, match="has no operator or loss"):
+        distillation_objective("fenchel_young:tv")
+    with pytest.raises(ValueError, match="objective: DKD needs a target"):
+        TeacherOperator(distillation_objective("dkd"), "alpha:2")
 
 
 @pytest.mark.parametrize("name", ["dkd:0.7,2", "nkd:temperature=2", "pld:temperature=2", "renyi:2", "ferkd:0,1"])

@@ -1,8 +1,9 @@
 """A teacher that is read from a cache on disk, and the building of one from a model: the teacher itself need not be there.
 
 A cache holds one row for every token of the training text that has a successor in its block: the k largest probabilities
-of the teacher and the mass of all others. Divergences of these k + 1 classes are divergences (`teachers.buckets`);
-objectives that need the whole distribution are refused.
+of the teacher and the mass of all others, or every positive probability of a sparse teacher. Divergences of k + 1 classes are
+divergences (`teachers.buckets`); objectives that need the whole distribution are refused. A sparse teacher's rows are the
+whole distribution: divergences of them are exact, and so is the Fenchel-Young loss (`teachers.sparse`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..objectives.distillation import Mixture, RowObjective
+from ..objectives.distillation import FenchelYoung, Mixture, RowObjective
 from ..teachers.buckets import TopK, linear_top_k
 from ..teachers.cache import Cache
 from ..teachers.fingerprint import fingerprint
 from ..teachers.format import Manifest, Spec
 from ..teachers.linear_buckets import linear_bucketed_divergence
+from ..teachers.sparse import SparseRows, linear_sparse_fenchel_young, linear_sparse_rows
 from ..teachers.writer import build_cache
 from ..terms import skewed
 from .hooks import TEACHER_ROWS, Head, NextStates, head_of, last_hidden, unwrapped
@@ -30,21 +32,35 @@ __all__ = ["CachedTeacher", "block_rows", "cache_of", "check_cacheable", "model_
 SHARD = 2**14
 
 
-def check_cacheable(objective: RowObjective, temperature: float) -> None:
-    """Refuse an objective that k + 1 probabilities at a temperature do not determine.
+def check_cacheable(objective: RowObjective, temperature: float, *, sparse: bool = False) -> None:
+    """Refuse an objective that the rows of a cache do not determine.
+
+    Args:
+        objective: of `distillation_objective`.
+        temperature: what the teacher's logits were divided by.
+        sparse: whether the rows are all positive probabilities of a sparse teacher, rather than the k largest.
 
     Raises:
-        ValueError: not a sum of divergences, or one at another temperature.
+        ValueError: neither a sum of divergences nor, for a sparse teacher, a Fenchel-Young loss; one at another temperature.
     """
-    if not isinstance(objective, Mixture):
+    if isinstance(objective, FenchelYoung) and sparse:
+        temperatures = [objective.temperature]
+    elif isinstance(objective, Mixture):
+        temperatures = [term.temperature for term in objective.terms]
+    elif sparse:
+        raise ValueError(
+            f"objective: {type(objective).__name__} is not evaluated on sparse rows; pass a divergence or a "
+            "Fenchel-Young loss, or the teacher itself"
+        )
+    else:
         raise ValueError(
             f"objective: {type(objective).__name__} needs the teacher's whole distribution, a cache has its largest "
             "probabilities; pass a divergence, or the teacher itself"
         )
-    for term in objective.terms:
-        if term.temperature != temperature:
+    for own in temperatures:
+        if own != temperature:
             raise ValueError(
-                f"objective: got temperature {term.temperature:g}, the cache was made at {temperature:g}, which cannot "
+                f"objective: got temperature {own:g}, the cache was made at {temperature:g}, which cannot "
                 "be changed afterwards; pass the same"
             )
 
@@ -71,8 +87,8 @@ class CachedTeacher:
         Raises:
             ValueError: as `check_cacheable`; a batch without row numbers.
         """
-        check_cacheable(objective, self.cache.spec.temperature)
-        assert isinstance(objective, Mixture)
+        spec = self.cache.spec
+        check_cacheable(objective, spec.temperature, sparse=spec.k is None)
         numbers = inputs.get(TEACHER_ROWS)
         if numbers is None:
             raise ValueError(
@@ -82,8 +98,24 @@ class CachedTeacher:
             numbers = numbers[:, :-1]
         # rows that do not count are not read
         keep = states.counted
-        buckets = self.cache.buckets(numbers.flatten().to(keep.device)[keep]).to(keep.device)
+        kept = numbers.flatten().to(keep.device)[keep]
         student = (states.hidden[keep].to(head.weight.dtype), head.weight, head.bias)
+        if isinstance(objective, FenchelYoung):
+            t = objective.temperature
+            loss = linear_sparse_fenchel_young(
+                self.cache.sparse(kept).to(keep.device),
+                student,
+                objective.generator,
+                temperature=t,
+                softcap=head.softcap,
+                scale=head.scale,
+                vocabulary=vocabulary,
+                reduction="sum",
+            )
+            # in the objective's units, that of a divergence, rather than those of a score
+            return objective.factor / t * loss
+        assert isinstance(objective, Mixture)
+        buckets = self.cache.buckets(kept).to(keep.device)
         total = states.hidden.new_zeros((), dtype=torch.promote_types(states.hidden.dtype, torch.float32))
         for term in objective.terms:
             total = total + term.factor * linear_bucketed_divergence(
@@ -119,9 +151,33 @@ def tokenizer_mark(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def cache_of(
-    model: Any, tokenizer: PreTrainedTokenizerBase, blocks: Tensor, k: int, *, temperature: float, vocabulary: int
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: Tensor,
+    k: int | None,
+    *,
+    temperature: float,
+    vocabulary: int,
+    generator: str = "kl",
 ) -> Spec:
-    """What a cache of this teacher for these blocks [M, T] is a cache of: M (T - 1) rows."""
+    """What a cache of this teacher for these blocks [M, T] is a cache of: M (T - 1) rows.
+
+    Args:
+        model: the teacher.
+        tokenizer: of the blocks.
+        blocks: token ids.
+        k: how many of the largest probabilities of softmax(logits / T) to keep; None for the whole softargmax of a sparse teacher.
+        temperature: T.
+        vocabulary: the first K classes alone are the teacher's.
+        generator: of a sparse teacher's softargmax.
+
+    Raises:
+        ValueError: a generator that k does not go with.
+    """
+    if (k is None) == (generator == "kl"):
+        raise ValueError(
+            f"generator: got {generator!r} with k = {k}; pass k for a softmax, and k = None with the generator of a sparse teacher"
+        )
     m, t = blocks.shape
     return Spec(
         teacher=model_mark(model),
@@ -129,7 +185,8 @@ def cache_of(
         tokenizer=tokenizer_mark(tokenizer),
         vocabulary=vocabulary,
         tokens=m * (t - 1),
-        k=min(k, vocabulary),
+        k=None if k is None else min(k, vocabulary),
+        generator=generator,
         temperature=temperature,
     )
 
@@ -165,19 +222,18 @@ def write_cache(
     head, was_training = head_of(model).detached(), model.training
     device = head.weight.device
 
-    def rows_from(start: int) -> Iterable[TopK]:
+    def rows_of(hidden: Tensor) -> TopK | SparseRows:
+        one = (hidden.to(head.weight.dtype), head.weight, head.bias)
+        more: Any = {"softcap": head.softcap, "scale": head.scale, "vocabulary": spec.vocabulary}
+        if spec.k is None:
+            return linear_sparse_rows(one, spec.generator, temperature=spec.temperature, **more)
+        return linear_top_k(one, spec.k, temperature=spec.temperature, **more)
+
+    def rows_from(start: int) -> Iterable[TopK | SparseRows]:
         for i in range(start // (t - 1), m, batch_size):
             ids = blocks[i : i + batch_size].to(device)
             with torch.no_grad():
-                hidden = last_hidden(model, input_ids=ids)[:, :-1].flatten(0, 1)
-                rows = linear_top_k(
-                    (hidden.to(head.weight.dtype), head.weight, head.bias),
-                    spec.k or 1,
-                    temperature=spec.temperature,
-                    softcap=head.softcap,
-                    scale=head.scale,
-                    vocabulary=spec.vocabulary,
-                )
+                rows = rows_of(last_hidden(model, input_ids=ids)[:, :-1].flatten(0, 1))
             yield rows.to("cpu")
             progress(min(m, i + batch_size) * (t - 1))
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..checks import check_positive
 from ..generators import Generator
-from ..objectives.distillation import RowObjective, distillation_objective, linear_distillation
+from ..objectives.distillation import RowObjective, TeacherOperator, distillation_objective, linear_distillation
 from .cached import CachedTeacher, check_cacheable
 from .hooks import Head, NextStates, check_head, head_of, next_states, unwrapped
 from .losses import LabelLoss
@@ -45,6 +45,10 @@ class Teacher(Protocol):
 class LiveTeacher:
     """A model that is asked at every step: in evaluation mode, without gradients.
 
+    Attributes:
+        model: a causal language model.
+        generator: its probabilities are softargmax of its logits under this: the one that it was trained with.
+
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> config = LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
@@ -57,6 +61,7 @@ class LiveTeacher:
     """
 
     model: Any
+    generator: str | Generator = "kl"
 
     def __call__(
         self,
@@ -70,6 +75,8 @@ class LiveTeacher:
         self.model.eval()
         with torch.no_grad():
             theirs = next_states(self.model, inputs)
+        if self.generator != "kl":
+            objective = TeacherOperator(objective, self.generator)
         return between(objective, theirs.hidden, head_of(self.model), states, head, vocabulary)
 
 
@@ -192,8 +199,8 @@ class DistillationTrainer(HeadTrainer):
     """Trainer that brings a student to a teacher under any objective of distillation, without either model's logits.
 
     Takes what `transformers.Trainer` takes (`model` is the student), and
-        teacher: a causal language model, or a `Teacher`. A model is put on the student's device, stays in evaluation mode
-            without gradients, and is no part of any checkpoint.
+        teacher: a causal language model, or a `Teacher`. A model, also that of a `LiveTeacher`, is put on the student's device,
+            stays in evaluation mode without gradients, and is no part of any checkpoint.
         objective, vocabulary, hard_weight: as `TeacherLoss`.
         teacher_tokenizer: compared with `processing_class` where both are given.
 
@@ -227,18 +234,23 @@ class DistillationTrainer(HeadTrainer):
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ):
-        live = isinstance(teacher, torch.nn.Module)
+        source = LiveTeacher(teacher) if isinstance(teacher, torch.nn.Module) else teacher
+        model_asked = source.model if isinstance(source, LiveTeacher) else None
         tokenizer = kwargs.get("processing_class")
         if tokenizer is not None and teacher_tokenizer is not None:
             check_tokenizers(teacher_tokenizer, tokenizer)
-        if live:
-            check_pair(teacher, model, vocabulary, None if tokenizer is None else len(tokenizer))
+        if model_asked is not None:
+            check_pair(model_asked, model, vocabulary, None if tokenizer is None else len(tokenizer))
         smoothing = 0.0 if args is None else float(args.label_smoothing_factor)
         if isinstance(teacher, CachedTeacher):
-            check_cacheable(distillation_objective(objective), teacher.cache.spec.temperature)
-        source = LiveTeacher(teacher) if live else teacher
+            spec = teacher.cache.spec
+            check_cacheable(distillation_objective(objective), spec.temperature, sparse=spec.k is None)
         loss = TeacherLoss(source, objective, vocabulary, hard_weight, smoothing)
         super().__init__(model, args, token_loss=loss, **kwargs)
         # a model spread over devices stays where it is
-        if live and self.place_model_on_device and getattr(teacher, "hf_device_map", None) is None:
-            teacher.to(self.args.device)
+        if (
+            model_asked is not None
+            and self.place_model_on_device
+            and getattr(model_asked, "hf_device_map", None) is None
+        ):
+            model_asked.to(self.args.device)

@@ -28,7 +28,7 @@ class FenchelModule(lightning.LightningModule):
         model: a transformers causal language model; `module.model.save_pretrained` writes it.
         objective: without a teacher a generator's name (`FenchelTrainer`), with one as `TeacherLoss`.
         optimizer: makes the optimizer, or what else `configure_optimizers` may return, from the parameters.
-        teacher: a model, or a `Teacher`. A model is moved to the student's device, stays in evaluation mode, and is no part
+        teacher: a model, or a `Teacher`. A model, also that of a `LiveTeacher`, is moved to the student's device, stays in evaluation mode, and is no part
             of the module: checkpoints do not hold it.
         vocabulary, hard_weight: as `TeacherLoss`.
 
@@ -58,9 +58,9 @@ class FenchelModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         check_head(model)
-        live = teacher if isinstance(teacher, nn.Module) else None
-        if live is not None:
-            check_pair(live, model, vocabulary)
+        source = LiveTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
+        if isinstance(source, LiveTeacher):
+            check_pair(source.model, model, vocabulary)
         if teacher is None:
             if vocabulary is not None or hard_weight != 0:
                 raise ValueError("vocabulary, hard_weight: got one without a teacher; pass one, or leave them out")
@@ -70,7 +70,6 @@ class FenchelModule(lightning.LightningModule):
                 )
             self.token_loss: TokenLoss = LabelLoss(objective)
         else:
-            source = teacher if live is None else LiveTeacher(live)
             self.token_loss = TeacherLoss(source, objective, vocabulary, hard_weight)
         self.model, self.optimizer = model, optimizer
 

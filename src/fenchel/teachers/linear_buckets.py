@@ -85,7 +85,8 @@ def linear_bucketed_divergence(
         weight,
         bias,
         counted,
-        teacher.indices.reshape(-1, teacher.k),
+        # rows of a sparse teacher may have no class at all, so -1 would not say how many there are
+        teacher.indices.reshape(lead.numel(), teacher.k),
         buckets,
     )
     rows = partial(_rows, generator=g, first=first, temperature=t)

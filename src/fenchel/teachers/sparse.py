@@ -86,6 +86,10 @@ class SparseRows:
         entries = slice(int(row_ptr[0]), int(row_ptr[-1]))
         return replace(self, row_ptr=row_ptr - row_ptr[0], cols=self.cols[entries], probs=self.probs[entries])
 
+    def to(self, device: torch.device | str) -> "SparseRows":
+        """The same on another device."""
+        return replace(self, row_ptr=self.row_ptr.to(device), cols=self.cols.to(device), probs=self.probs.to(device))
+
     def padded(self) -> tuple[Tensor, Tensor]:
         """Classes and probabilities as [N, widest row], filled with -1 and 0."""
         rows = Rows(self.row_ptr, self.cols, self.probs, self.vocabulary)

@@ -5,6 +5,7 @@ from .bd_kd import BDKD
 from .divergence import Mixture, Renyi, Term, gjsd, skew_kl, skew_reverse_kl
 from .dkd import DKD
 from .dual_head import BinaryKL, BinaryKLNorm, dual_head
+from .fenchel_young import FenchelYoung
 from .ferkd import FerKD
 from .front import distillation, linear_distillation
 from .names import distillation_names, distillation_objective
@@ -13,6 +14,7 @@ from .objective import RowObjective
 from .pld import PLD
 from .self_distillation import limit_penalty, optimal_weight, self_distilled, shrinkage
 from .sinkd import SinKD, sinkhorn_plan
+from .teacher_operator import TeacherOperator
 from .uskd import USKD
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "BinaryKL",
     "BinaryKLNorm",
     "DKD",
+    "FenchelYoung",
     "FerKD",
     "Mixture",
     "NKD",
@@ -28,6 +31,7 @@ __all__ = [
     "Renyi",
     "RowObjective",
     "SinKD",
+    "TeacherOperator",
     "Term",
     "USKD",
     "distillation",
