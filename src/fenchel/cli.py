@@ -113,6 +113,13 @@ def distill(
     teacher: Annotated[
         str | None, typer.Option(help="Checkpoint directory; without one a small teacher is trained first.")
     ] = None,
+    teacher_generator: Annotated[
+        str | None,
+        typer.Option(
+            help="What the teacher's probabilities are the softargmax of, and what it is trained with here: alpha:1.5, ...; "
+            "a cache of a sparse one is exact. Without it, softmax."
+        ),
+    ] = None,
     student: Annotated[
         str | None,
         typer.Option(
@@ -142,6 +149,13 @@ def distill(
     text_field: Annotated[str | None, typer.Option(help="Field of the rows of --data that holds the text.")] = None,
     temperature: Annotated[float, typer.Option(help="Of objectives that name none; no factor T^2 is applied.")] = 1.0,
     hard_weight: Annotated[float, typer.Option(help="Weight of the labels' cross-entropy beside the objective.")] = 0.0,
+    sources: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare every objective from several sources, separated by commas: live, cache, on-policy; "
+            "instead of the one that --cache or --on-policy implies."
+        ),
+    ] = None,
     on_policy: Annotated[
         float, typer.Option(help="Share of the batches that the student writes itself, 0 to 1.")
     ] = 0.0,
@@ -183,10 +197,12 @@ def distill(
             data=data,
             text_field=text_field,
             teacher=teacher,
+            teacher_generator=teacher_generator,
             student=student,
             vocabulary=vocabulary,
             temperature=temperature,
             hard_weight=hard_weight,
+            sources=None if sources is None else tuple(name.strip() for name in sources.split(",")),
             on_policy=on_policy,
             cache=cache,
             cache_k=cache_k,
@@ -200,9 +216,9 @@ def distill(
         command = shlex.join(["fenchel", *sys.argv[1:]])
         path = distill(request, out, report_to=report_to, console=console, command=command)
         console.print(distill_report.table(out))
-        for name in request.objectives:
+        for arm in request.arms:
             console.print(
-                f"student ({name}): {run_directory(out, name, 0) / 'model'}",
+                f"student ({arm.name}): {run_directory(out, arm.name, 0) / 'model'}",
                 highlight=False,
                 markup=False,
                 soft_wrap=True,

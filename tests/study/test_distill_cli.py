@@ -1,7 +1,11 @@
 """`fenchel distill`: a study from start to report, continued after it was stopped, and what it refuses."""
 
+import importlib.util
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from fenchel.cli import app
 from fenchel.objectives.distillation import Mixture
-from fenchel.study import distill_report, recorded
+from fenchel.study import distill_report, recorded, words
 from fenchel.study.data import fit_tokenizer
 from fenchel.study.distill_request import objective_of, split_names
 from fenchel.study.errors import StudyError
@@ -146,16 +150,18 @@ def test_a_study_from_start_to_report(
 def test_without_a_teacher_one_is_trained_first(tmp_path: Path, corpus: Path, tiny: Path) -> None:
     out = tmp_path / "out"
     given = {"--data": str(corpus), "--steps": "2", "--budget": "1", "--batch-size": "2", "--context": "16"}
+    given |= {"--teacher-generator": "alpha:1.5"}
     result = done({**given, "--objectives": "labels,js", "--student": str(tiny)}, out)
     assert result.output.index("teacher seed 0: loss") < result.output.index("js seed 0: loss")
     config = read(out / "study.json")["config"]
     assert (config["teacher"]["layers"], config["model"]["layers"]) == (4, 1)
     assert (config["teacher"]["vocab_size"], config["model"]["vocab_size"]) == (300, 300)
     assert config["teacher_steps"] == 4
-    trained = run_directory(out / "teacher", "kl", 0)
+    trained = run_directory(out / "teacher", "alpha:1.5", 0)
     assert len((trained / "train.jsonl").read_text().splitlines()) == 4
     final, before = read(trained / "final.json")["summary"], read(out / "before.json")["teacher"]
-    assert before["nll_softmax"] == pytest.approx(final["nll_softmax"], rel=1e-5)
+    for name in ("nll_softmax", "support_mean"):
+        assert before[name] == pytest.approx(final[name], rel=1e-5)
 
 
 class Stopped(Exception):
@@ -214,6 +220,116 @@ def test_training_from_a_cache(tmp_path: Path, options: dict[str, str], monkeypa
     assert files == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
 
 
+def page_builder() -> Any:
+    """docs/build_distilled.py, as a module."""
+    path = Path(__file__).resolve().parents[2] / "docs" / "build_distilled.py"
+    spec = importlib.util.spec_from_file_location("build_distilled", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sources_are_compared_in_one_study(tmp_path: Path, options: dict[str, str]) -> None:
+    out = tmp_path / "out"
+    options = {**options, "--objectives": "labels,kl", "--steps": "2", "--sources": "live,cache,on-policy"}
+    options |= {"--budget": "1"}
+    options = {**options, "--cache": str(tmp_path / "cache"), "--cache-k": "300", "--on-policy": "1"}
+    result = done(options, out)
+    arms = ["labels", "kl", "kl (cache)", "kl (on-policy)"]
+    assert read(out / "study.json")["objectives"] == arms
+    assert all(f"student ({name}): " in result.output for name in arms)
+    first = {name: lines(out, name)[0]["loss"] for name in arms}
+    # the same batches and, with all classes kept, the same teacher; other text
+    assert first["kl (cache)"] == pytest.approx(first["kl"], rel=5e-3)
+    assert abs(first["kl (on-policy)"] - first["kl"]) > 1e-3 * first["kl"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Where the student learns from" in page
+    assert "the batches are what the student writes" in page
+
+    built = page_builder()
+    numbers = json.loads(json.dumps(built.extract(out)))
+    written = built.page(numbers)
+    assert list(numbers["sources"]["teacher_kl"]) == ["kl"]
+    value = read(run_directory(out, "kl (cache)", 0) / "final.json")["summary"]["teacher_kl"]
+    assert numbers["sources"]["teacher_kl"]["kl"]["cache"]["value"] == value
+    rows = [line for line in written.splitlines() if line.startswith("| `kl` |")]
+    assert len(rows) == 1 + len(built.METRICS)
+    assert words.number(value) in written
+    assert read(out / "timing.json")["keeps"] in written
+
+    (run_directory(out, "kl (cache)", 0) / "done.json").unlink()
+    with pytest.raises(ValueError, match="1 runs are missing"):
+        built.extract(out)
+
+
+@pytest.mark.usefixtures("plain_report")
+def test_the_whole_distribution_of_a_sparse_teacher_is_cached(tmp_path: Path, options: dict[str, str]) -> None:
+    out, young = tmp_path / "out", "fenchel_young:alpha:1.5"
+    options = {**options, "--teacher-generator": "alpha:1.5", "--objectives": young, "--steps": "2", "--budget": "1"}
+    done({**options, "--cache": str(tmp_path / "cache"), "--sources": "live,cache"}, out)
+    manifest = read(tmp_path / "cache" / "manifest.json")["contents"]["spec"]
+    assert (manifest["k"], manifest["generator"]) == (None, "alpha:1.5")
+    losses = [[line["loss"] for line in lines(out, name)] for name in (young, f"{young} (cache)")]
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+    final, before = read(run_directory(out, young, 0) / "final.json")["summary"], read(out / "before.json")
+    # both predict with exact zeros, so a divergence that can be infinite says nothing
+    assert before["teacher"]["support_mean"] < 300
+    assert 0 < final["teacher_tv"] < 1
+    assert read(out / "timing.json")["keeps"] == "every positive probability"
+
+
+KILLED = """
+import os, signal, sys
+from fenchel.cli import app
+from fenchel.study.progress import Display
+
+method, left = sys.argv.pop(1), int(sys.argv.pop(1))
+own = getattr(Display, method)
+
+def tell(self, *args):
+    global left
+    own(self, *args)
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(Display, method, tell)
+app()
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("plain_report")
+def test_what_is_killed_goes_on_and_nothing_is_lost(tmp_path: Path, corpus: Path, tiny: Path) -> None:
+    """SIGKILL in the teacher's training, while its cache is built, and in a student's training."""
+    given = {"--data": str(corpus), "--steps": "2", "--budget": "1", "--batch-size": "2", "--context": "16"}
+    given |= {"--student": str(tiny), "--objectives": "kl"}
+
+    def called(name: str) -> list[str]:
+        named = {**given, "--cache": str(tmp_path / f"{name}-cache"), "--out": str(tmp_path / name)}
+        return ["distill", *(word for pair in named.items() for word in pair)]
+
+    # the display hears of every step and of every piece of the cache, whose last the kill forestalls
+    for method, count in (("step", 3), ("reach", 1), ("step", 1)):
+        command = [sys.executable, "-c", KILLED, method, str(count), *called("killed")]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=150)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    for name in ("killed", "whole"):
+        result = CliRunner().invoke(app, called(name), env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output + repr(result.exception)
+    for part in ("teacher", "."):
+        where = [run_directory(tmp_path / name / part, "kl", 0) for name in ("killed", "whole")]
+        killed, whole = ([json.loads(line) for line in (w / "train.jsonl").read_text().splitlines()] for w in where)
+        for name in ("step", "loss", "lr"):
+            assert [line[name] for line in killed] == [line[name] for line in whole], (part, name)
+        finals = [read(w / "final.json") for w in where]
+        assert finals[0]["summary"] == finals[1]["summary"]
+    caches = [sorted((tmp_path / f"{name}-cache").glob("*.safetensors")) for name in ("killed", "whole")]
+    assert [path.read_bytes() for path in caches[0]] == [path.read_bytes() for path in caches[1]]
+
+
 @pytest.mark.usefixtures("plain_report")
 def test_caches_of_something_else_are_refused_before_anything_is_written(
     tmp_path: Path, options: dict[str, str], text: str
@@ -250,6 +366,22 @@ def test_caches_of_something_else_are_refused_before_anything_is_written(
         ({"--on-policy": "1.5"}, "--on-policy must be a share from 0 to 1"),
         ({"--on-policy": "0.5", "--cache": "c"}, "not of what a student writes"),
         ({"--objectives": "dkd", "--cache": "c"}, "needs the teacher's whole distribution"),
+        ({"--objectives": "fenchel_young:kl", "--cache": "c"}, "needs the teacher's whole distribution"),
+        ({"--sources": "live,disk"}, "--sources disk is unknown: pass some of live, cache, on-policy"),
+        ({"--sources": "live,live"}, "--sources names live twice"),
+        ({"--sources": "live,cache"}, "--sources cache needs --cache DIRECTORY"),
+        ({"--sources": "live,on-policy"}, "--sources on-policy needs --on-policy with a share above 0"),
+        ({"--sources": "live", "--cache": "c"}, "--cache is used by no source of --sources live: add cache"),
+        (
+            {"--sources": "live", "--on-policy": "1"},
+            "--on-policy is used by no source of --sources live: add on-policy",
+        ),
+        ({"--teacher-generator": "foo"}, "--teacher-generator foo: unknown generator 'foo'"),
+        ({"--teacher-generator": "tv"}, "--teacher-generator tv: generator 'tv' has no operator"),
+        ({"--teacher-generator": "js", "--cache": "c"}, "--teacher-generator js has no zeros"),
+        ({"--teacher-generator": "alpha:2", "--objectives": "dkd"}, "DKD needs a target, which a teacher with zeros"),
+        ({"--teacher-generator": "alpha:2", "--temperature": "2"}, "no --temperature"),
+        ({"--teacher-generator": "alpha:2", "--cache": "c", "--cache-k": "8"}, "holds every positive probability"),
         ({"--teacher": "/nowhere/none"}, "--teacher /nowhere/none: no such directory"),
         ({"--student": "/nowhere/none"}, "--student /nowhere/none: no such file or directory"),
         ({"--context": "100"}, "longer than the 64 positions of --teacher"),

@@ -137,7 +137,8 @@ def _manifest(request: Request, plan: Plan, command: str) -> dict[str, Any]:
         "lr": request.lr if request.lr is not None else default_lr(plan.source),
         **measuring(plan.size, plan.windows),
     }
-    return manifest_of(request, config, plan.size.name, {**plan.measured, "sizes": calibration.sizes()}, command)
+    measured = {**plan.measured, "sizes": calibration.sizes()}
+    return manifest_of(request, request.objectives, config, plan.size.name, measured, command)
 
 
 def first_that_fits(sizes: Sequence[Preset], plan: Callable[[Preset], Planned], console: Console) -> Planned:
@@ -168,14 +169,19 @@ def measuring(size: Preset, windows: Windows) -> dict[str, Any]:
 
 
 def manifest_of(
-    request: Any, config: dict[str, Any], preset: str, calibrated: dict[str, Any], command: str
+    request: Any,
+    objectives: Sequence[str],
+    config: dict[str, Any],
+    preset: str,
+    calibrated: dict[str, Any],
+    command: str,
 ) -> dict[str, Any]:
-    """The manifest of a study: what was asked (objectives, seeds, a record) and what was decided."""
+    """The manifest of a study: what was asked (seeds, a record), what is compared, and what was decided."""
     return {
         "version": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "objectives": list(request.objectives),
+        "objectives": list(objectives),
         "seeds": list(range(request.seeds)),
         "config": config,
         "request": request.record(),

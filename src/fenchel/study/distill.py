@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,14 @@ import torch
 import transformers
 from rich.console import Console
 
-from fenchel.integrations.cached import CachedTeacher, cache_of, write_cache
+from fenchel.integrations.cached import CachedTeacher, write_cache
 from fenchel.integrations.distillation import LiveTeacher, Teacher
 from fenchel.integrations.losses import TokenLoss, batch_loss
 from fenchel.integrations.on_policy import OnPolicy
+from fenchel.study.arms import CACHE, LIVE, ON_POLICY
 from fenchel.study.data import Data, TrainBlocks, Windows, every_block, heldout_windows, load_data, separator
-from fenchel.study.distill_begin import begin, token_loss
-from fenchel.study.distill_request import LABELS, DistillRequest, checked
+from fenchel.study.distill_begin import begin, cache_spec, said_of_cache, token_loss
+from fenchel.study.distill_request import DistillRequest, checked, predictor_of
 from fenchel.study.errors import StudyError, full_disk, one_line
 from fenchel.study.evaluate import evaluate
 from fenchel.study.fidelity import fidelity
@@ -64,14 +65,14 @@ def distill(
         bench = _bench(out, manifest, report_to)
         _describe(manifest, out, console)
         model = _teacher(bench, request, manifest, console)
-        source = _source(bench, request, model, console)
+        teachers = _teachers(bench, request, model, console)
         if not (out / BEFORE).is_file():
             write_json(out / BEFORE, _before(bench, request, model))
-        if isinstance(source, CachedTeacher) and not (out / TIMING).is_file():
-            write_json(out / TIMING, _timing(bench, request, model, source))
+        if CACHE in teachers and not (out / TIMING).is_file():
+            write_json(out / TIMING, _timing(bench, request, teachers[LIVE], teachers[CACHE]))
         if (out / TIMING).is_file():
             console.print(said_of_timing(json.loads((out / TIMING).read_text())), highlight=False)
-        _train(replace(bench, task=_task(request, model, source, bench.windows)), manifest, console)
+        _train(replace(bench, task=_task(request, model, teachers, bench.windows)), manifest, console)
         return distill_report.write(out)
 
 
@@ -125,31 +126,33 @@ def _teacher(bench: Bench, request: DistillRequest, manifest: dict[str, Any], co
     if request.teacher is not None:
         return build(source, 0, bench.device).eval()
     recipe = replace(bench.recipe, steps=config["teacher_steps"], lr=config["teacher_lr"])
-    own = replace(bench, out=bench.out / TEACHER, objectives=("kl",), source=source, recipe=recipe)
-    if not finished(own.out, "kl", 0):
+    trained_with = request.operator
+    own = replace(bench, out=bench.out / TEACHER, objectives=(trained_with,), source=source, recipe=recipe)
+    if not finished(own.out, trained_with, 0):
         with Display(console, recipe.steps, 0, lambda _: "teacher") as display:
-            run(own, "kl", 0, display)
-    trained = run_directory(own.out, "kl", 0) / "model"
+            run(own, trained_with, 0, display)
+    trained = run_directory(own.out, trained_with, 0) / "model"
     return build(read_model(str(trained), preset(manifest["preset"]), "--teacher"), 0, bench.device).eval()
 
 
-def _source(bench: Bench, request: DistillRequest, model: Any, console: Console) -> Teacher:
-    """What the students learn from: the teacher, or its cache, which is built if need be."""
-    if request.cache is None:
-        return LiveTeacher(model)
-    return CachedTeacher(_cache(bench, request, model, console))
+def _teachers(bench: Bench, request: DistillRequest, model: Any, console: Console) -> dict[str, Teacher]:
+    """What the students of each source learn from: the teacher, or its cache, which is built if need be."""
+    live = LiveTeacher(model, request.operator)
+    teachers: dict[str, Teacher] = {LIVE: live, ON_POLICY: live}
+    if request.cache is not None:
+        teachers[CACHE] = CachedTeacher(_cache(bench, request, model, console))
+    return teachers
 
 
 def _cache(bench: Bench, request: DistillRequest, model: Any, console: Console) -> Cache:
     directory = Path(str(request.cache)).expanduser()
     blocks = every_block(bench.data.train.ids, bench.recipe.context)
-    v = request.vocabulary or model.config.get_text_config().vocab_size
-    spec = cache_of(model, bench.data.tokenizer, blocks, request.cache_k, temperature=request.temperature, vocabulary=v)
+    spec = cache_spec(request, model, bench.data, blocks)
     start = time.perf_counter()
     with Display(console, spec.tokens, 0, unit="tokens") as display:
         write_cache(directory, spec, model, blocks, progress=lambda rows: display.reach("cache", rows))
     cache = open_cache(directory, teacher=spec.teacher, data=spec.data, tokenizer=spec.tokenizer, tokens=spec.tokens)
-    dense = 2 * v
+    dense = 2 * spec.vocabulary
     console.print(
         f"cache: {len(cache):,} tokens, {cache.bytes_per_token:.0f} bytes a token (dense float16: {dense:,}), "
         f"ready in {time.perf_counter() - start:.1f} s",
@@ -158,47 +161,46 @@ def _cache(bench: Bench, request: DistillRequest, model: Any, console: Console) 
     return cache
 
 
-def _task(request: DistillRequest, model: Any, source: Teacher, windows: Windows) -> Task:
-    def measure(bench: Bench, student: Any, blocks: TrainBlocks, objective: str) -> dict[str, Any]:
-        return fidelity(model, student, windows, request.vocabulary)
+def _task(request: DistillRequest, model: Any, teachers: Mapping[str, Teacher], windows: Windows) -> Task:
+    arms = {arm.name: arm for arm in request.arms}
 
-    def rewrite(objective: str, seed: int) -> OnPolicy | None:
-        if request.on_policy == 0 or objective == LABELS:
-            return None
-        return OnPolicy(request.on_policy, _prompt(request, windows), seed)
+    def measure(bench: Bench, student: Any, blocks: TrainBlocks, name: str) -> dict[str, Any]:
+        generators = request.operator, predictor_of(arms[name].objective)
+        return fidelity(model, student, windows, request.vocabulary, generators)
+
+    def rewrite(name: str, seed: int) -> OnPolicy | None:
+        # students go on from a quarter of a sequence
+        prompt = max(1, windows.ids.shape[1] // 4)
+        return OnPolicy(request.on_policy, prompt, seed) if arms[name].source == ON_POLICY else None
 
     return Task(
-        loss=lambda name: token_loss(name, source, request),
-        generator=lambda _: "kl",
+        loss=lambda name: token_loss(arms[name].objective, teachers[arms[name].source], request),
+        generator=lambda name: predictor_of(arms[name].objective),
         measure=measure,
-        rows=isinstance(source, CachedTeacher),
+        rows=CACHE in teachers,
         rewrite=rewrite,
     )
-
-
-def _prompt(request: DistillRequest, windows: Windows) -> int:
-    """Tokens that a student goes on from: a quarter of a sequence."""
-    return max(1, windows.ids.shape[1] // 4)
 
 
 def _before(bench: Bench, request: DistillRequest, model: Any) -> dict[str, Any]:
     """What teacher and untrained student (seed 0) do on the held-out text."""
     student = build(bench.source, 0, bench.device)
-    near = fidelity(model, student, bench.windows, request.vocabulary)["summary"]
+    near = fidelity(model, student, bench.windows, request.vocabulary, (request.operator, "kl"))["summary"]
     return {
-        "teacher": evaluate(model, bench.windows, "kl").summary,
+        "teacher": evaluate(model, bench.windows, request.operator).summary,
         "student": {**evaluate(student, bench.windows, "kl").summary, **near},
     }
 
 
-def _timing(bench: Bench, request: DistillRequest, model: Any, cached: CachedTeacher) -> dict[str, Any]:
+def _timing(bench: Bench, request: DistillRequest, live: Teacher, cached: Teacher) -> dict[str, Any]:
     """Median seconds of a step with the live teacher and with its cache, in turn, on the same batches."""
-    objective = next(name for name in request.objectives if name != LABELS)
+    objective = next(arm.objective for arm in request.arms if arm.source == CACHE)
     recipe = bench.recipe
     blocks = TrainBlocks(bench.data.train.ids, recipe.context, 0, recipe.batch_size * TIMED_STEPS, rows=True)
+    assert isinstance(cached, CachedTeacher)
     step = {
         name: _stepper(bench, token_loss(objective, source, request))
-        for name, source in (("live", LiveTeacher(model)), ("cached", cached))
+        for name, source in (("live", live), ("cached", cached))
     }
     seconds: dict[str, list[float]] = {name: [] for name in step}
     for i in range(TIMED_STEPS):
@@ -219,7 +221,7 @@ def _timing(bench: Bench, request: DistillRequest, model: Any, cached: CachedTea
         "steps": TIMED_STEPS - 2,
         "bytes_per_token": round(cached.cache.bytes_per_token, 2),
         "dense_bytes_per_token": 2 * cached.cache.spec.vocabulary,
-        "classes": cached.cache.spec.k,
+        "keeps": said_of_cache(request),
     }
 
 
@@ -257,8 +259,8 @@ def _train(bench: Bench, manifest: dict[str, Any], console: Console) -> None:
 
 
 def _describe(manifest: dict[str, Any], out: Path, console: Console) -> None:
-    config = manifest["config"]
-    data = config["data"]
+    config, asked = manifest["config"], manifest["request"]["objectives"]
+    data, arms = config["data"], "objectives" if manifest["objectives"] == asked else "arms"
     for role, model in (("teacher", config["teacher"]), ("student", config["model"])):
         console.print(
             f"{role}: {model['architecture']}, D = {model['hidden_size']}, V = {model['vocab_size']:,}, "
@@ -269,7 +271,7 @@ def _describe(manifest: dict[str, Any], out: Path, console: Console) -> None:
     console.print(
         f"{data['name']}: {data['tokens_train']:,} tokens to train on, {config['heldout_tokens']:,} held out in "
         f"{config['heldout_documents']} documents\n"
-        f"{len(manifest['objectives'])} objectives x {len(manifest['seeds'])} seeds x {config['steps']} steps "
+        f"{len(manifest['objectives'])} {arms} x {len(manifest['seeds'])} seeds x {config['steps']} steps "
         f"of {config['batch_size']} x {config['context']} tokens; record in {out}",
         highlight=False,
         markup=False,

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fenchel.integrations.cached import cache_of
 from fenchel.integrations.distillation import LiveTeacher, TeacherLoss, check_pair, check_tokenizers
 from fenchel.integrations.losses import LabelLoss, TokenLoss
 from fenchel.study import calibrate
+from fenchel.study.arms import LABELS, ON_POLICY
 from fenchel.study.begin import (
     REPORT,
     default_lr,
@@ -35,7 +37,7 @@ from fenchel.study.data import (
     save_data,
     separator,
 )
-from fenchel.study.distill_request import LABELS, DistillRequest, objective_of
+from fenchel.study.distill_request import DistillRequest, objective_of, predictor_of
 from fenchel.study.errors import StudyError, one_line
 from fenchel.study.evaluate import every
 from fenchel.study.model import ModelSource, build, check_head, preset_config, read_model
@@ -43,7 +45,7 @@ from fenchel.study.presets import PRESETS, Preset, steps_within
 from fenchel.study.recorded import CURVE_SHARE, EVALUATIONS
 from fenchel.study.runs import MANIFEST, beginning, write_json
 from fenchel.study.sources import read_documents
-from fenchel.teachers.format import check_same, read_manifest
+from fenchel.teachers.format import Spec, check_same, read_manifest
 
 TEACHER_LAYERS = 4
 STUDENT_LAYERS = 1
@@ -196,10 +198,21 @@ def _check_cache(request: DistillRequest, pair: Pair, data: Data, size: Preset) 
             f"--cache {directory} is not empty, and the teacher is yet to be trained: pass a new directory"
         )
     teacher = build(pair.teacher, 0)
-    v = request.vocabulary or teacher.config.get_text_config().vocab_size
-    blocks = every_block(data.train.ids, size.context)
-    spec = cache_of(teacher, data.tokenizer, blocks, request.cache_k, temperature=request.temperature, vocabulary=v)
+    spec = cache_spec(request, teacher, data, every_block(data.train.ids, size.context))
     check_same(directory, read_manifest(directory).spec, asdict(spec))
+
+
+def cache_spec(request: DistillRequest, teacher: Any, data: Data, blocks: Tensor) -> Spec:
+    """What the cache of a study's teacher is a cache of."""
+    return cache_of(
+        teacher,
+        data.tokenizer,
+        blocks,
+        None if request.sparse else request.cache_k,
+        temperature=request.temperature,
+        vocabulary=request.vocabulary or teacher.config.get_text_config().vocab_size,
+        generator=request.operator,
+    )
 
 
 def _steps(
@@ -215,24 +228,26 @@ def _steps(
     console.print("measuring how long a step takes on this machine", highlight=False)
     blocks = TrainBlocks(data.train.ids, size.context, 0, size.batch_size * calibrate.STEPS)
     device, curve = device_here(), every(windows, CURVE_SHARE)
-    teacher = LiveTeacher(build(pair.teacher, 0, device))
+    teacher = LiveTeacher(build(pair.teacher, 0, device), request.operator)
     losses: dict[str, tuple[TokenLoss, str]] = {
-        name: (token_loss(name, teacher, request), "kl") for name in request.objectives
+        name: (token_loss(name, teacher, request), predictor_of(name)) for name in request.objectives
     }
     timings = calibrate.calibrate(pair.student, blocks, size.batch_size, losses, curve, device)
-    per_step = request.seeds * sum(timing.step for timing in timings.values())
+    # what a cache saves is not counted on
+    runs = [timings[arm.objective] for arm in request.arms for _ in range(request.seeds)]
+    per_step = sum(timing.step for timing in runs)
     evaluations = EVALUATIONS + CURVE_SHARE
-    fixed = request.seeds * sum(t.evaluation * evaluations + calibrate.PER_RUN for t in timings.values())
+    fixed = sum(timing.evaluation * evaluations + calibrate.PER_RUN for timing in runs)
     record = calibrate.as_record(timings)
     if request.teacher is None:
-        trained = {"teacher": (LabelLoss(), "kl")}
+        trained = {"teacher": (LabelLoss(request.operator), request.operator)}
         (own,) = calibrate.calibrate(pair.teacher, blocks, size.batch_size, trained, curve, device).values()
         per_step += TEACHER_STEPS * own.step
         fixed += own.evaluation * evaluations + calibrate.PER_RUN
         record["seconds_per_step teacher"] = round(own.step, 5)
-    if request.on_policy > 0:
-        # tokens of a replaced batch are drawn one forward pass after another
-        per_step += request.on_policy * len(timings) * request.seeds * WRITING * size.context
+    # tokens of a replaced batch are drawn one forward pass after another
+    written = sum(arm.source == ON_POLICY for arm in request.arms) * request.seeds
+    per_step += request.on_policy * written * WRITING * size.context
     said = ", ".join(f"{name} {timing.step:.3f} s" for name, timing in timings.items())
     console.print(f"a step takes: {said}", highlight=False, markup=False)
     left = request.budget * 60 - (time.perf_counter() - began) - REPORT
@@ -261,8 +276,16 @@ def _manifest(request: DistillRequest, plan: Plan, command: str) -> dict[str, An
         "teacher_lr": default_lr(plan.pair.teacher),
         "temperature": request.temperature,
         "hard_weight": request.hard_weight,
+        "arms": [asdict(arm) for arm in request.arms],
         "on_policy": request.on_policy,
-        "cache": None if request.cache is None else f"{request.cache_k} classes and the rest of each row",
+        "teacher_generator": request.operator,
+        "cache": None if request.cache is None else said_of_cache(request),
         **measuring(plan.size, plan.windows),
     }
-    return manifest_of(request, config, plan.size.name, plan.measured, command)
+    names = [arm.name for arm in request.arms]
+    return manifest_of(request, names, config, plan.size.name, plan.measured, command)
+
+
+def said_of_cache(request: DistillRequest) -> str:
+    """What a row of the study's cache keeps."""
+    return "every positive probability" if request.sparse else f"{request.cache_k} classes and the rest of each row"

@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fenchel.study import report, sections, words
+from fenchel.study import distill_sources, report, sections, words
 from fenchel.study.analysis import Analysis, analyse, mean_of, summary_mean
-from fenchel.study.distill_request import LABELS
+from fenchel.study.arms import LABELS
 from fenchel.study.errors import StudyError
 from fenchel.study.fidelity import MEASURES
 from fenchel.study.markup import Raw, el, join
@@ -23,6 +23,7 @@ ROWS = (
     (LOSS, "held-out loss, nats per token", "number"),
     ("accuracy_1", "held-out accuracy@1", "percent"),
     ("teacher_kl", "KL(teacher‖student)", "number"),
+    ("teacher_tv", "TV(teacher, student)", "number"),
     ("agreement", "agrees with the teacher", "percent"),
 )
 
@@ -53,6 +54,7 @@ def render(analysis: Analysis, before: dict[str, Any] | None, timing: dict[str, 
         models(analysis, before),
         sections.results(analysis),
         fidelities(analysis),
+        distill_sources.section(analysis),
         sections.differences(analysis),
         sections.curves(analysis),
         speed(analysis, timing),
@@ -77,10 +79,11 @@ def opening(analysis: Analysis, before: dict[str, Any] | None, timing: dict[str,
         )
         parts.append(el("div", el("strong", said), class_="warn"))
     teacher, student = config["teacher"], config["model"]
+    kind = "objective" if len(distill_sources.sources_in(study)) == 1 else "arm"
     setting = (
         f"A student of {words.count(student['layers'], 'layer')} and {student['parameters']:,} parameters was trained for "
         f"{config['steps']:,} steps of {config['batch_size'] * config['context']:,} tokens, with "
-        f"{words.count(len(study.info['seeds']), 'seed')} for each of {words.count(len(study.objectives), 'objective')}; its "
+        f"{words.count(len(study.info['seeds']), 'seed')} for each of {words.count(len(study.objectives), kind)}; its "
         f"teacher has {words.count(teacher['layers'], 'layer')} and {teacher['parameters']:,} parameters."
     )
     items = [el("li", said) for said in sentences(analysis, before)]
@@ -98,7 +101,8 @@ def sentences(analysis: Analysis, before: dict[str, Any] | None) -> list[str]:
         text = (
             f"{named(name)}: {loss[name]:.3f} nats per held-out token, {words.number(accuracy[name], 'percent')} right"
         )
-        if before is not None:
+        # the held-out loss of softmaxes says how far a student came only where the teacher's predictions are one
+        if before is not None and analysis.study.info["config"]["teacher_generator"] == "kl":
             start, goal = before["student"][LOSS], before["teacher"][LOSS]
             if start > goal:
                 way = (start - loss[name]) / (start - goal)
@@ -118,7 +122,7 @@ def cost(timing: dict[str, Any]) -> str:
     return (
         f"A student's step takes {seconds['live']:.4f} s with the live teacher and {seconds['cached']:.4f} s from its cache, "
         f"{timing['speedup']:.2f} times as fast ({timing['objective']}, medians of {timing['steps']} steps of each, in turn, on "
-        f"this machine). The cache keeps {timing['classes']} classes and the rest of each row in {each:,.0f} bytes a token; all "
+        f"this machine). The cache keeps {timing['keeps']} in {each:,.0f} bytes a token; all "
         f"classes in float16 would take {dense:,}."
     )
 
@@ -138,7 +142,7 @@ def models(analysis: Analysis, before: dict[str, Any] | None) -> Raw | None:
     table = el("table", el("thead", head), el("tbody", *body), class_="results")
     note = (
         "Means over finished seeds, each over all held-out windows; the student before training is that of seed 0. "
-        "Softmax at temperature 1 for every model, whatever it was trained with."
+        "Loss and KL: of softmax at temperature 1 for every model, whatever it was trained with."
     )
     box = el("div", table, class_="scroll", tabindex="0", role="region", aria_label="Teacher and students")
     return join(el("h2", "Teacher and students"), box, el("p", note, class_="note"))
@@ -190,8 +194,9 @@ def definitions(analysis: Analysis) -> Raw:
     for metric in MEASURES:
         terms += [el("dt", metric.label), el("dd", el("code", metric.formula), el("br"), metric.meaning)]
     note = (
-        "s and t are the softmax of the student's and the teacher's logits. Below, p is s: the models of this study predict "
-        "with softmax, whatever they were trained with."
+        "s and t are the softmax of the student's and the teacher's logits; for the total variation, what they predict. "
+        "Below, p is what a student predicts: softmax whatever it was trained with, but the softargmax of F for "
+        "fenchel_young:F."
     )
     return join(
         el("h2", "Definitions: teacher and student"), el("p", note), el("dl", *terms), sections.definitions(analysis)
