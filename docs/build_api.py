@@ -1,35 +1,112 @@
-"""Writes docs/api: one page per module, made from the docstrings of the public names, and the table of generators.
+"""Writes docs/api: pages of the public names, made from their docstrings, and the table of generators.
+
+The names of `import fenchel` have a page per module, those of the packages beside it a page per package.
 
 The tests fail while the committed pages differ from what this writes.
 """
 
+import importlib
 import inspect
 import math
 import re
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import fenchel
 
 API = Path(__file__).parent / "api"
+# What every example may use.
+CORE = "import torch; from fenchel import *"
 SECTION = re.compile(
     r"^(Args|Attributes|Returns|Raises|Example|Examples|Shape|Shapes|Note|Source|References?|Yields):\s*$"
 )
 ENTRY = re.compile(r"^(\*{0,2}\w[\w., *]*):\s+(.*)$")
 
 
-def part_of(name: str) -> str:
-    """The page of a public name: the first component of the module that defines it."""
-    return inspect.unwrap(getattr(fenchel, name)).__module__.split(".")[1]
+# Packages whose public names are imported from them, with the modules that list those in `__all__`, in the order of reading.
+PACKAGES = {
+    "fenchel.objectives.distillation": (
+        "sequence",
+        "kdrl",
+        "trrd",
+        "paced",
+        "mi_alpha",
+        "recommend",
+        "stable_kd",
+        "landmarks",
+    ),
+    "fenchel.teachers": ("buckets", "linear_buckets", "sparse", "fingerprint", "format", "writer", "cache", "spans"),
+    "fenchel.integrations": ("trainer", "distillation", "cached", "on_policy", "losses", "hooks", "lightning", "trl"),
+}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A public name and the module that it is imported from."""
+
+    module: str
+    name: str
+
+    @property
+    def thing(self) -> object:
+        """What it names."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (inspect.getdoc(self.thing) or "").splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Page:
+    """One file: its names, the docstring above them, and what their examples import."""
+
+    file: str
+    title: str
+    doc: str
+    names: tuple[Named, ...]
+    imports: str
+
+
+def core_pages() -> list[Page]:
+    """The pages of `import fenchel`: the names by the first component of the module that defines them."""
+    parts: dict[str, list[Named]] = {}
+    for name in fenchel.__all__:
+        if not name.startswith("__"):
+            part = inspect.unwrap(getattr(fenchel, name)).__module__.split(".")[1]
+            parts.setdefault(part, []).append(Named("fenchel", name))
+    return [
+        Page(f"{part}.md", f"fenchel: {part}", sys.modules[f"fenchel.{part}"].__doc__ or "", tuple(names), CORE)
+        for part, names in parts.items()
+    ]
+
+
+def package_page(package: str) -> Page:
+    """The page of a package: its own public names, then those of its modules, without what `import fenchel` has."""
+    modules = [package, *(f"{package}.{module}" for module in PACKAGES[package])]
+    found: dict[str, Named] = {}
+    for module in modules:
+        for name in getattr(importlib.import_module(module), "__all__", ()):
+            found.setdefault(name, Named(module, name))
+    # constants have no page of their own
+    names = tuple(named for name, named in found.items() if name not in fenchel.__all__ and callable(named.thing))
+    imported = dict.fromkeys(["fenchel.objectives.distillation", *modules])
+    lines = [CORE, *(f"from {module} import *" for module in imported if hasattr(sys.modules[module], "__all__"))]
+    doc = importlib.import_module(package).__doc__ or ""
+    return Page(f"{package.rpartition('.')[2]}.md", package, doc, names, "\n".join(lines))
 
 
 def signature(thing: object, name: str) -> str:
     """The call as one would write it, one parameter a line where it is long."""
     shown = inspect.signature(thing)  # pyright: ignore[reportArgumentType]
-    text = re.sub(r"\b(?:torch\.Tensor|torch\._tensor\.Tensor)\b", "Tensor", f"{name}{shown}")
+    text = re.sub(r"\b(?:torch\.Tensor|torch\._tensor\.Tensor)\b", "Tensor", str(shown))
     text = re.sub(r"\b(?:fenchel(?:\.\w+)+|collections\.abc)\.(\w+)", r"\1", text)
-    text = re.sub(r"'(Generator|str \| Generator)'", r"\1", text)
+    # a default that is a function has no text but its address
+    text = re.sub(r"<function \S+ at 0x[0-9a-f]+>", "...", text)
+    text = name + re.sub(r"'(Generator|str \| Generator)'", r"\1", text)
     if len(text) <= 100:
         return text
     head, _, rest = text.partition("(")
@@ -94,14 +171,16 @@ def members(cls: type) -> list[tuple[str, object]]:
     return found
 
 
-def entry(name: str) -> list[str]:
+def entry(named: Named) -> list[str]:
     """The section of one public name."""
-    thing = getattr(fenchel, name)
+    name, thing = named.name, named.thing
+    call = f"{named.module}.{name}"
     shown = [
         f"## {name}",
         "",
         "```text",
-        signature(thing, f"fenchel.{name}"),
+        # exceptions are built in, and their call is of no interest
+        call if inspect.isclass(thing) and issubclass(thing, Exception) else signature(thing, call),
         "```",
         "",
         *render(thing.__doc__ or ""),
@@ -149,27 +228,27 @@ def names_page() -> list[str]:
 
 def pages() -> dict[str, str]:
     """File name -> text, for all of docs/api."""
-    names = [name for name in fenchel.__all__ if not name.startswith("__")]
     made: dict[str, str] = {}
     index = ["# API", "", "Made from the docstrings by `make docs`; every example is run by the tests, and assumes", ""]
-    index += ["```text", "import torch; from fenchel import *", "```", ""]
+    index += ["```text", CORE, "```", "", "and on the pages of packages what they say at their top.", ""]
     index += ["[The named generators](names.md): formulas, limits, sources.", ""]
     made["names.md"] = "\n".join(names_page()) + "\n"
-    for part in dict.fromkeys(part_of(name) for name in names):
-        here = [name for name in names if part_of(name) == part]
-        module = sys.modules[f"fenchel.{part}"]
-        text = [f"# fenchel: {part}", "", *render(module.__doc__ or ""), ""]
-        index += [f"## [{part}]({part}.md)", "", "| name | what it is |", "|---|---|"]
+    for page in [*core_pages(), *map(package_page, PACKAGES)]:
+        text = [f"# {page.title}", "", *render(page.doc), ""]
+        if page.imports != CORE:
+            text += ["The examples assume", "", "```text", page.imports, "```", ""]
+        index += [f"## [{page.title.removeprefix('fenchel: ')}]({page.file})", "", "| name | what it is |", "|---|---|"]
         seen: Counter[str] = Counter()
-        for name in here:
+        for named in page.names:
             # two names that differ in case alone share an anchor, and the second gets a number
-            anchor = name.lower() + (f"-{seen[name.lower()]}" if seen[name.lower()] else "")
-            seen[name.lower()] += 1
-            summary = (inspect.getdoc(getattr(fenchel, name)) or "").splitlines()[0].replace("|", "\\|")
-            index.append(f"| [`{name}`]({part}.md#{anchor}) | {summary} |")
-            text += entry(name)
+            low = named.name.lower()
+            anchor = low + (f"-{seen[low]}" if seen[low] else "")
+            seen[low] += 1
+            summary = named.summary.replace("|", "\\|")
+            index.append(f"| [`{named.name}`]({page.file}#{anchor}) | {summary} |")
+            text += entry(named)
         index.append("")
-        made[f"{part}.md"] = "\n".join(text).rstrip() + "\n"
+        made[page.file] = "\n".join(text).rstrip() + "\n"
     made["README.md"] = "\n".join(index).rstrip() + "\n"
     return made
 

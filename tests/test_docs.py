@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import importlib
 import importlib.util
 import re
 import sys
@@ -50,9 +51,12 @@ def test_every_python_block_runs(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted(DOCS.glob("api/*.md")), ids=name_of)
 def test_api_examples_need_only_the_imports_that_the_index_names(path):
     assert "import torch; from fenchel import *" in (DOCS / "api" / "README.md").read_text(encoding="utf-8")
-    for block in FENCE.finditer(path.read_text(encoding="utf-8")):
+    text = path.read_text(encoding="utf-8")
+    said = re.search(r"^The examples assume\n\n```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    imports = "import torch; from fenchel import *" if said is None else said[1]
+    for block in FENCE.finditer(text):
         namespace: dict[str, object] = {}
-        exec("import torch; from fenchel import *", namespace)
+        exec(imports, namespace)
         for example in doctest.DocTestParser().get_examples(block[2]):
             # what they print is checked where they stand, in the docstrings
             with contextlib.nullcontext() if example.exc_msg is None else pytest.raises(Exception, match=r"^(?!name )"):
@@ -100,6 +104,11 @@ def test_every_public_name_has_an_entry():
     text = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
     headings = set(re.findall(r"^## (\w+)$", text, re.MULTILINE))
     assert set(fenchel.__all__) - {"__version__"} <= headings
+    pages = {package: (DOCS / "api" / f"{package.rpartition('.')[2]}.md") for package in script("build_api").PACKAGES}
+    assert len(pages) == 3
+    for package, page in pages.items():
+        public = set(getattr(importlib.import_module(package), "__all__", ())) - set(fenchel.__all__)
+        assert public <= set(re.findall(r"^## (\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def numbers_and_rest(svg: str) -> tuple[list[float], str]:

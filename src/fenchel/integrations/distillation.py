@@ -211,7 +211,7 @@ class DistillationTrainer(HeadTrainer):
         ValueError: as `HeadTrainer` and `check_pair`; tokenisers that differ.
 
     Example:
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
         >>> config = LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...                      num_attention_heads=1)
         >>> arguments = TrainingArguments("unused", use_cpu=True, report_to=[])

@@ -105,7 +105,7 @@ class FenchelTrainer(HeadTrainer):
 
     Example:
         >>> import torch
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
         >>> config = LlamaConfig(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
         ...                      num_attention_heads=1)
         >>> arguments = TrainingArguments("unused", use_cpu=True, report_to=[])

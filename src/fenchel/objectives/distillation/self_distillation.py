@@ -36,6 +36,7 @@ def shrinkage(eigenvalues: Tensor, penalty: float, weight: float, steps: float) 
     Example:
         >>> shrinkage(torch.tensor([4.0, 1.0]), penalty=1.0, weight=0.0, steps=1)  # a squared
         tensor([0.6400, 0.2500])
+        >>> import math
         >>> shrinkage(torch.tensor([4.0, 1.0]), penalty=1.0, weight=0.5, steps=math.inf)  # a penalty of 2
         tensor([0.6667, 0.3333])
 
