@@ -8,7 +8,7 @@ from pathlib import Path as File
 import torch
 
 from fenchel.bench.measure import seconds
-from fenchel.bench.paths import PATHS
+from fenchel.bench.paths import path_of
 from fenchel.bench.peers import quiet
 from fenchel.bench.regimes import inputs
 from fenchel.bench.sizes import Size
@@ -25,12 +25,13 @@ def main() -> None:
     torch.set_num_threads(spec["threads"])
     size = Size(**spec["size"])
     given = inputs(spec["regime"], size, spec["objective"], File(spec["cache"]))
-    path = next(path for path in PATHS if path.key == spec["path"])
-    first = seconds(path.step(given.rows(size.parity_rows)))
+    path = path_of(spec["path"])
+    first = seconds(path.step(given.rows(size.parity_rows), size))
+    leaves = path.leaves(given)
     gc.collect()
     counted = reset_peak()
-    step = path.step(given)
-    hold = lambda: (torch.ones_like(given.hidden), torch.ones_like(given.weight))
+    step = path.step(given, size)
+    hold = lambda: [torch.ones_like(x) for x in leaves]
     kept = step() if spec["mode"] == "run" else hold()
     print(json.dumps({"first": first, "peak": peak() if counted else None}))  # noqa: T201
     del kept

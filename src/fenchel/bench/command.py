@@ -3,7 +3,7 @@
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path as File
@@ -11,16 +11,21 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import fenchel
-from fenchel.bench import machine, table
-from fenchel.bench.bars import SPARSE
-from fenchel.bench.measure import TOLERANCE, Alone, alone, check, in_turns, parity
-from fenchel.bench.paths import PATHS, Path
+from fenchel.bench import curves, machine, table
+from fenchel.bench.families import FAMILIES
+from fenchel.bench.generators import every
+from fenchel.bench.measure import HALF, TOLERANCE
+from fenchel.bench.parts import Setting, measured, separately, steps
+from fenchel.bench.paths import all_paths
 from fenchel.bench.peers import quiet
-from fenchel.bench.regimes import REGIMES, TRAINED, facts, inputs
-from fenchel.bench.results import Row, row
-from fenchel.bench.sizes import FULL, QUICK, Size
+from fenchel.bench.plan import Section, Wanted, sections
+from fenchel.bench.regimes import REGIMES, TRAINED
+from fenchel.bench.results import Row, from_dict, to_dict
+from fenchel.bench.sizes import DTYPES, FULL, QUICK, Size
+from fenchel.bench.store import Store
 from fenchel.bench.trained import cache_directory, snapshots
 from fenchel.study.errors import StudyError
 
@@ -30,23 +35,37 @@ BAD_INPUT = 2
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    known = ", ".join(path.key for path in PATHS)
     flags = argparse.ArgumentParser(
         prog="fenchel bench",
         description="Time and memory of the fused heads against dense ones on this machine. Every path is first checked "
         "against a dense float64 reference; where one is wrong, nothing is timed. Other libraries are measured where "
-        "they are installed: entmax, liger-kernel, trl, cut-cross-entropy.",
+        "they are installed: entmax, liger-kernel, trl, cut-cross-entropy. Interrupted, the same command goes on where it was.",
     )
+    mode = flags.add_mutually_exclusive_group()
+    mode.add_argument("--grid", action="store_true", help="every generator in every head and function of logits")
+    mode.add_argument("--scaling", action="store_true", help="cost and memory against N and against V, with a plot")
     flags.add_argument("--quick", action="store_true", help="a size for trying the command: its numbers say nothing")
     flags.add_argument("--repeats", type=int, default=5, help="turns (default 5)")
     flags.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
-    flags.add_argument("--regimes", default=",".join(REGIMES), help=f"of {', '.join(REGIMES)}")
-    flags.add_argument("--paths", help=f"of {known}; product and dense are always measured")
+    flags.add_argument("--regimes", type=_names, help=f"of {', '.join(REGIMES)} (default all; initial for --grid)")
+    flags.add_argument(
+        "--paths",
+        type=_names,
+        help=f"a generator for its Fenchel-Young head, a family ({', '.join(FAMILIES)}), FAMILY:GENERATOR, or one of "
+        f"{', '.join(path.key for path in all_paths(()))}; product, copy and dense are always measured",
+    )
+    flags.add_argument(
+        "--generators",
+        type=_names,
+        help=f"these with every family; any that the library knows (--grid: {', '.join(every())})",
+    )
+    flags.add_argument("--shapes", type=_names, help=f"NxDxV, separated by commas (default {FULL.shape})")
+    flags.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of the heads (default float32)")
     flags.add_argument("--no-peers", action="store_true", help="without other libraries")
     flags.add_argument(
         "--no-memory",
         action="store_true",
-        help="without first calls and memory, which are measured in the first regime of a path",
+        help="without first calls and memory, which are measured where a path is met first, and at every shape",
     )
     flags.add_argument("--objective", default="alpha:1.5", help="what the real run is trained with (default alpha:1.5)")
     flags.add_argument("--steps", type=int, help=f"steps of the real run (default {FULL.steps})")
@@ -59,6 +78,10 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
 def run(arguments: Sequence[str]) -> None:
     """The command. Exits with status 2 and one line for what the user can put right."""
     args = parser().parse_args(arguments)
@@ -69,7 +92,7 @@ def run(arguments: Sequence[str]) -> None:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(BAD_INPUT) from None
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)  # noqa: T201
+        print("interrupted: the same command goes on where it was", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
     if report is not None:
         for made in table.rich_tables(report):
@@ -79,29 +102,38 @@ def run(arguments: Sequence[str]) -> None:
 
 def _run(args: argparse.Namespace, console: Console) -> table.Report | None:
     say = lambda text: console.print(text, style="dim", highlight=False)
-    size = QUICK if args.quick else FULL
+    mode = "scaling" if args.scaling else "grid" if args.grid else "regimes"
+    size = replace(QUICK if args.quick else FULL, dtype=args.dtype)
     if args.steps is not None:
         size = replace(size, steps=args.steps, early=min(size.early, args.steps))
-    names, paths = _checked(args, size)
+    plan = _checked(args, mode, size)
     quiet()
     torch.set_num_threads(args.threads)
     cache = cache_directory() if args.cache is None else args.cache
-    if args.prepare or not TRAINED.keys().isdisjoint(names):
+    if args.prepare or not TRAINED.keys().isdisjoint(section.regime for section in plan):
         snapshots(size, args.objective, cache, say)
     if args.prepare:
         return None
-    _writable(args.out)
     about = machine.describe(args.threads)
-    with tempfile.TemporaryDirectory(prefix="fenchel-bench-") as compiled:
-        regimes = [_regime(name, names, paths, size, args, cache, File(compiled), say) for name in names]
+    settings = {
+        "turns": args.repeats,
+        "parity": f"within {TOLERANCE:.0e} of dense float64, checked before timing"
+        + ("" if args.dtype == "float32" else f", or {HALF:g} times the error of dense torch in {args.dtype}"),
+    }
+    depends = [mode, asdict(size), args.objective, settings, not args.no_memory, about["commit"], about["versions"]]
+    names = [[section.name, [path.key for path in section.paths]] for section in plan]
+    store = Store.open(args.out, {"depends": depends, "sections": names, "threads": args.threads})
+    with tempfile.TemporaryDirectory(prefix="fenchel-bench-") as compiled, _progress(console) as bar:
+        setting = Setting(args.objective, cache, args.threads, args.repeats, File(compiled), lambda text: None)
+        found = _all(plan, setting, store, not args.no_memory, bar, say)
     about["load after"] = machine.load()
-    settings = {"turns": args.repeats, "parity": f"within {TOLERANCE:.0e} of dense float64, checked before timing"}
-    report = table.Report(about, asdict(size), settings, regimes)
+    report = table.Report(mode, about, asdict(size), settings, found)
     _write(report, args, say)
+    store.close()
     return report
 
 
-def _checked(args: argparse.Namespace, size: Size) -> tuple[list[str], list[Path]]:
+def _checked(args: argparse.Namespace, mode: str, size: Size) -> list[Section]:
     if args.repeats < 1 or args.threads < 1:
         raise StudyError(f"got --repeats {args.repeats} --threads {args.threads}: pass 1 or more")
     if size.steps < 1:
@@ -110,75 +142,72 @@ def _checked(args: argparse.Namespace, size: Size) -> tuple[list[str], list[Path
         fenchel.generator(args.objective)
     except ValueError as error:
         raise StudyError(f"--objective: {error}") from error
-    names = [name.strip() for name in args.regimes.split(",")]
-    known = {path.key for path in PATHS}
-    wanted = known if args.paths is None else {key.strip() for key in args.paths.split(",")} | {"product", "dense"}
-    for given, all_of, flag in ((set(names), set(REGIMES), "--regimes"), (wanted, known, "--paths")):
-        if given - all_of:
-            raise StudyError(
-                f"{flag}: got {', '.join(sorted(given - all_of))}; pass some of {', '.join(sorted(all_of))}"
-            )
     if args.page is not None and not args.page.is_file():
         raise StudyError(f"--page {args.page}: no such file")
-    return names, [path for path in PATHS if path.key in wanted and not (args.no_peers and path.kind == "peer")]
+    return sections(mode, size, Wanted(args.regimes, args.paths, args.generators, args.shapes, not args.no_peers))
 
 
-def _regime(
-    name: str,
-    names: list[str],
-    paths: list[Path],
-    size: Size,
-    args: argparse.Namespace,
-    cache: File,
-    compiled: File,
-    say: Any,
-) -> tuple[dict[str, Any], list[Row]]:
-    """One of the regimes `names`; first calls and memory of the paths whose first regime it is."""
-    chosen = {path.key: path for path in paths if name in path.regimes}
-    notes = {key: f"needs {path.missing()}" for key, path in chosen.items() if path.missing() is not None}
-    about = facts(name, size, args.objective, cache, SPARSE)
-    separate: dict[str, Alone] = {}
-    if not args.no_memory:
-        for key, path in chosen.items():
-            first = next(n for n in names if n in path.regimes)
-            if key not in notes and path.kind != "bare" and name == first:
-                say(f"{name}: first call and memory of {path.label}")
-                separate[key] = alone(path, name, size, args.objective, cache, args.threads, compiled)
-                failure = separate[key].failure
-                if failure is not None and path.kind == "peer":
-                    notes[key] = failure
-                elif failure is not None:
-                    raise StudyError(f"{path.label} failed ({name}): {failure}")
-    given = inputs(name, size, args.objective, cache)
-    say(f"{name}: parity")
-    errors = parity([path for key, path in chosen.items() if key not in notes], given.rows(size.parity_rows))
-    check(errors, chosen, name)
-    for key, found in errors.items():
-        if not found <= TOLERANCE:
-            notes[key] = "not equal to its reference"
-    steps = {key: path.step(given) for key, path in chosen.items() if key not in notes}
-    times = in_turns(steps, args.repeats, lambda key, turn: None)
-    say(f"{name}: timed")
-    judged = size.name == FULL.name
-    rows = [row(path, about, times, separate.get(key), errors, notes.get(key), judged) for key, path in chosen.items()]
-    return about, rows
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(
+        *columns,
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
-def _writable(out: File) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StudyError(f"--out {out}: {error.strerror}; pass a directory that can be written") from error
+def _all(
+    plan: Sequence[Section],
+    setting: Setting,
+    store: Store,
+    with_memory: bool,
+    bar: Progress,
+    say: Callable[[str], None],
+) -> list[tuple[dict[str, Any], list[Row]]]:
+    """Facts and rows of every section; parts that an interrupted run finished are taken from the store."""
+    work = []
+    met: dict[str, set[str]] = {}
+    for i, section in enumerate(plan):
+        before = met.setdefault(section.size.shape, set())
+        for k, paths in enumerate(section.parts()):
+            apart = [path for path in separately(section, before, with_memory) if path in paths]
+            before |= {path.key for path in paths}
+            work.append((f"{i}-{k}", i, section, paths, apart))
+    task = bar.add_task("", total=sum(steps(paths, len(apart), setting.repeats) for _, _, _, paths, apart in work))
+    step = lambda text: bar.update(task, advance=1, description=text)
+    found: list[tuple[dict[str, Any], dict[str, Row]]] = [({}, {}) for _ in plan]
+    for done, (name, i, section, paths, apart) in enumerate(work):
+        part = store.get(name)
+        if part is None:
+            about, rows = measured(section, paths, apart, replace(setting, step=step))
+            part = {"facts": about, "rows": [to_dict(row) for row in rows]}
+            store.put(name, part)
+            say(f"{done + 1} of {len(work)}: {section.name}: {len(paths)} paths timed")
+        else:
+            bar.update(task, advance=steps(paths, len(apart), setting.repeats))
+            say(f"{done + 1} of {len(work)}: {section.name}: measured before the interruption")
+        facts, by_key = found[i]
+        facts["support"] = {**facts.get("support", {}), **part["facts"]["support"]}
+        facts |= {key: value for key, value in part["facts"].items() if key != "support"}
+        for row in map(from_dict, part["rows"]):
+            by_key.setdefault(row.key, row)
+    return [(facts, list(rows.values())) for facts, rows in found]
 
 
-def _write(report: table.Report, args: argparse.Namespace, say: Any) -> None:
-    stem = args.out / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{report.size['name']}"
+def _write(report: table.Report, args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    stem = args.out / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{report.mode}-{report.size['name']}"
     text = table.markdown(report)
     written = {".md": text, ".json": table.to_json(report)}
     try:
         for suffix, content in written.items():
             stem.with_suffix(suffix).write_text(content, encoding="utf-8")
-        table.plot(report, stem.with_suffix(".png"))
+        if report.mode == "scaling":
+            curves.plot(report.regimes, stem.with_suffix(".png"))
+        else:
+            table.plot(report, stem.with_suffix(".png"))
         if args.page is not None:
             page = args.page.read_text(encoding="utf-8")
             before, begin, rest = page.partition(START)

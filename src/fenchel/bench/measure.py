@@ -11,49 +11,76 @@ from pathlib import Path as File
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fenchel.bench.paths import Path, Result, reference
+from fenchel.bench.paths import Path, Result, differentiated, reference
 from fenchel.bench.regimes import Inputs
 from fenchel.bench.sizes import Size
 from fenchel.study.errors import StudyError
 
 # Largest relative error of a value, or of a gradient by its norm, that float32 paths may have.
 TOLERANCE = 2e-5
+# In half precision: how many times the error of dense torch.
+HALF = 2.0
 # A path that takes longer than this in a process of its own, import and compilation included, is not timed.
 MOST_SECONDS = 300.0
 
 
-def error(path: Path, given: Inputs, wanted: Result) -> float:
+def distance(got: Result, wanted: Result, labels: Tensor | None) -> float:
     """The largest of: the value's error relative to 1 + |value|, and the gradients' relative to their norms.
 
-    Rows of the weight that are no label are judged by themselves too, because -y dominates the norm of the whole; relative
+    Rows of a weight that are no label are judged by themselves too, because -y dominates the norm of the whole; relative
     to a hundredth of that norm where theirs is smaller.
     """
-    got = path.step(given)()
-    assert got is not None
-    other = torch.ones(len(given.weight), dtype=torch.bool)
-    other[given.labels] = False
-    floor = 0.01 * float(wanted[2].norm())
     found = [
         abs(float(got[0]) - float(wanted[0])) / (1 + abs(float(wanted[0]))),
         *(float((g - w).norm() / w.norm()) for g, w in zip(got[1:], wanted[1:], strict=True)),
-        float((got[2] - wanted[2])[other].norm()) / max(float(wanted[2][other].norm()), floor),
     ]
+    if labels is not None:
+        other = torch.ones(len(wanted[2]), dtype=torch.bool)
+        other[labels] = False
+        floor = 0.01 * float(wanted[2].norm())
+        found.append(float((got[2] - wanted[2])[other].norm()) / max(float(wanted[2][other].norm()), floor))
     # max() drops a NaN that is not first
     return max(found) if all(x == x for x in found) else float("nan")
 
 
-def parity(paths: Sequence[Path], given: Inputs) -> dict[str, float]:
-    """Error of every path that has a reference, against float64; a reference is computed once for the paths that share it."""
-    errors: dict[str, float] = {}
-    shared: dict[int, Result] = {}
+@dataclass(frozen=True)
+class Parity:
+    """The error of a path against dense float64, and what it may be."""
+
+    error: float
+    allowed: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the path is right; NaN is not."""
+        return self.error <= self.allowed
+
+
+def parity(paths: Sequence[Path], given: Inputs, size: Size) -> dict[str, Parity]:
+    """Every path that has a reference, against float64; a reference is computed once for the paths that share it.
+
+    Half precision is judged by what dense logits in that dtype make of the same loss, which is not judged itself.
+    """
+    found: dict[str, Parity] = {}
+    shared: dict[Any, tuple[Result, float]] = {}
     for path in paths:
-        if path.reference is not None:
-            key = id(path.reference)
-            if key not in shared:
-                shared[key] = reference(path, given)
-            errors[path.key] = error(path, given, shared[key])
-    return errors
+        if path.reference is None:
+            continue
+        key, leaves = path.reference, path.leaves(given)
+        labels = given.labels if len(leaves) == 2 else None
+        if key not in shared:
+            exact = reference(path, given)
+            half = size.torch_dtype != torch.float32
+            own = distance(differentiated(path.reference, given, leaves), exact, labels) if half else 0.0
+            shared[key] = (exact, max(TOLERANCE, HALF * own))
+        exact, allowed = shared[key]
+        got = path.step(given, size)()
+        assert got is not None
+        judge = path.kind == "dense" and size.torch_dtype != torch.float32
+        found[path.key] = Parity(distance(got, exact, labels), float("inf") if judge else allowed)
+    return found
 
 
 def seconds(step: Callable[[], object]) -> float:
@@ -130,11 +157,11 @@ def _child(spec: Mapping[str, Any], threads: int, compiled: File) -> subprocess.
     )
 
 
-def check(errors: Mapping[str, float], paths: Mapping[str, Path], regime: str) -> None:
+def check(found: Mapping[str, Parity], paths: Mapping[str, Path], where: str) -> None:
     """Refuses to time anything where one of ours is wrong."""
-    for key, found in errors.items():
-        if paths[key].kind != "peer" and not found <= TOLERANCE:
+    for key, parity in found.items():
+        if paths[key].kind != "peer" and not parity.met:
             raise StudyError(
-                f"{paths[key].label} differs from the dense float64 reference by {found:.1e} ({regime}, tolerance "
-                f"{TOLERANCE:.0e}): nothing was timed"
+                f"{paths[key].label} differs from the dense float64 reference by {parity.error:.1e} ({where}, tolerance "
+                f"{parity.allowed:.0e}): nothing was timed"
             )

@@ -1,7 +1,7 @@
-"""What is timed: a literal table of paths, each one forward and backward, and the dense reference that each must equal."""
+"""What is timed: one forward and backward of a head or of a function of logits, and the dense reference that each must equal."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -10,21 +10,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fenchel
-from fenchel.bench import peers
+from fenchel.bench import generators, peers
+from fenchel.bench.families import FAMILIES, Loss, dense_pair, dense_young, product, upstream
 from fenchel.bench.regimes import REGIMES, Inputs
+from fenchel.bench.sizes import Size
+from fenchel.bench.work import Work, copied
 
-# (value, gradient of hidden, gradient of weight)
-Result = tuple[Tensor, Tensor, Tensor]
-# A head's loss from its inputs; the table's paths and their references have the same form.
-Loss = Callable[[Inputs], Tensor]
+# The value and the gradients of the leaves.
+Result = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Path:
     """One row of the benchmark.
 
-    `loss` is differentiated by hidden and weight; a path without one only multiplies, `products` times. `reference` is the
-    same loss from dense float64 logits. `needs` are modules without which there is no such path.
+    Attributes:
+        key, label: its name in flags and in the table.
+        kind: "bare", "dense", "fused", "function" or "peer".
+        regimes: where it is measured unless more is asked for.
+        loss: what is differentiated, by hidden and weight, or by the logits if the kind is "function".
+        reference: the same loss, run on float64.
+        bare: instead of a loss, what is done.
+        work: what it cannot do without.
+        stores: [N, V] tensors that it keeps at once.
+        needs: modules without which there is no such path.
+        teacher: whether it needs a second model.
+        family, generator: what it is made of, where it is.
     """
 
     key: str
@@ -33,18 +44,32 @@ class Path:
     regimes: tuple[str, ...]
     loss: Loss | None = None
     reference: Loss | None = None
-    products: int = 0
+    bare: Callable[[Inputs, Size], Callable[[], None]] | None = None
+    work: Work = Work()
+    stores: float = 0.0
     needs: tuple[str, ...] = ()
+    teacher: bool = False
+    family: str = ""
+    generator: str | None = None
 
-    def missing(self) -> str | None:
-        """The first module that this path needs and that is not installed."""
-        return next((name for name in self.needs if not _there(name)), None)
+    def missing(self, size: Size, memory: int) -> str | None:
+        """Why it cannot run here: the first module that it needs and that is not installed, or too little memory."""
+        module = next((name for name in self.needs if not _there(name)), None)
+        if module is not None:
+            return f"needs {module}"
+        stored = self.stores * 4 * size.n * size.v
+        return f"stores {stored / 2**30:.0f} GiB" if stored > memory / 2 else None
 
-    def step(self, given: Inputs) -> Callable[[], Result | None]:
+    def leaves(self, given: Inputs) -> tuple[Tensor, ...]:
+        """What it is differentiated by."""
+        return (given.logits,) if self.kind == "function" else (given.hidden, given.weight)
+
+    def step(self, given: Inputs, size: Size) -> Callable[[], Result | None]:
         """One forward and backward on these inputs."""
-        if self.loss is None:
-            return products(given, self.products)
-        return partial(differentiated, self.loss, given)
+        if self.bare is not None:
+            return self.bare(given, size)
+        assert self.loss is not None
+        return partial(differentiated, self.loss, given, self.leaves(given))
 
 
 def _there(name: str) -> bool:
@@ -54,27 +79,25 @@ def _there(name: str) -> bool:
         return False
 
 
-def differentiated(loss: Loss, given: Inputs) -> Result:
-    """(value, gradient of hidden, gradient of weight)."""
+def differentiated(loss: Loss, given: Inputs, leaves: tuple[Tensor, ...]) -> Result:
+    """The value and the gradients."""
     value = loss(given)
-    d_hidden, d_weight = torch.autograd.grad(value, (given.hidden, given.weight))
-    return value.detach(), d_hidden, d_weight
+    return value.detach(), *torch.autograd.grad(value, leaves)
 
 
-def products(given: Inputs, count: int) -> Callable[[], None]:
+def products(count: int, given: Inputs, size: Size) -> Callable[[], None]:
     """One product is the logits, three are these and the gradients of weight and hidden, the fourth a teacher's logits.
 
     Nothing else is done. Outputs are written to buffers that exist, so not even their pages are paid for.
     """
     hidden, weight = given.hidden.detach(), given.weight.detach()
-    n, d, v = len(hidden), hidden.shape[1], len(weight)
-    logits, d_hidden, d_weight = torch.zeros(n, v), torch.zeros(n, d), torch.zeros(v, d)
+    logits = torch.zeros(len(hidden), len(weight), dtype=hidden.dtype)
+    d_hidden, d_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
 
     def run() -> None:
         torch.mm(hidden, weight.T, out=logits)
         if count == 4:
-            assert given.teacher is not None
-            torch.mm(given.teacher[0], given.teacher[1].T, out=logits)
+            torch.mm(given.taught[0], given.taught[1].T, out=logits)
         if count >= 3:
             torch.mm(logits.T, hidden, out=d_weight)
             torch.mm(logits, weight, out=d_hidden)
@@ -82,111 +105,130 @@ def products(given: Inputs, count: int) -> Callable[[], None]:
     return run
 
 
-def logits_of(given: Inputs) -> Tensor:
-    """Dense logits `[N, V]`."""
-    return given.hidden @ given.weight.T
+def copy(given: Inputs, size: Size) -> Callable[[], None]:
+    """Copies numbers from one place to another."""
+    source = torch.zeros(copied(size), dtype=size.torch_dtype)
+    target = torch.zeros_like(source)
 
+    def run() -> None:
+        target.copy_(source)
 
-def teacher_logits(given: Inputs) -> Tensor:
-    """Dense logits of the teacher `[N, V]`."""
-    assert given.teacher is not None
-    return given.teacher[0] @ given.teacher[1].T
-
-
-def upstream(given: Inputs) -> Tensor:
-    """Per-token weights of both signs, as a policy gradient has them."""
-    return torch.cos(torch.arange(len(given.labels), dtype=given.hidden.dtype)) / len(given.labels)
-
-
-def young(name: str) -> Loss:
-    """Fused Fenchel-Young loss."""
-    return lambda x: fenchel.linear_fenchel_young(x.hidden, x.weight, x.labels, name)
-
-
-def dense_young(name: str) -> Loss:
-    """Fenchel-Young loss of dense logits."""
-    return lambda x: fenchel.fenchel_young(logits_of(x), x.labels, name)
+    return run
 
 
 def dense_ce(x: Inputs) -> Tensor:
     """torch's cross-entropy of dense logits."""
-    return F.cross_entropy(logits_of(x), x.labels)
+    return F.cross_entropy(product(x), x.labels)
 
 
 def logp(x: Inputs) -> Tensor:
     """Fused log-probabilities of the labels, with an upstream gradient of its own for every token."""
-    from fenchel.head.logp import linear_logp
-
-    return (linear_logp(x.hidden, x.weight, x.labels).logp * upstream(x)).sum()
+    return (fenchel.linear_logp(x.hidden, x.weight, x.labels).logp * upstream(x)).sum()
 
 
 def dense_logp(x: Inputs) -> Tensor:
     """The same from dense logits."""
-    return (logits_of(x).log_softmax(-1).gather(1, x.labels.unsqueeze(1)).squeeze(1) * upstream(x)).sum()
+    return (product(x).log_softmax(-1).gather(1, x.labels.unsqueeze(1)).squeeze(1) * upstream(x)).sum()
 
 
-def distil(name: str) -> Loss:
-    """Fused mean of D_f(teacher || student)."""
-
-    def loss(x: Inputs) -> Tensor:
-        from fenchel.head.divergence import linear_divergence
-
-        assert x.teacher is not None
-        return linear_divergence(x.teacher, (x.hidden, x.weight), name, reduction="mean")
-
-    return loss
-
-
-def dense_distil(name: str) -> Loss:
-    """The same from dense logits."""
-    return lambda x: fenchel.divergence(teacher_logits(x), logits_of(x), name).mean()
+def trl_logp(x: Inputs) -> Tensor:
+    """The same by TRL."""
+    return peers.trl_logp(x, upstream(x))
 
 
 ALL = tuple(REGIMES)
 FIRST = ("initial",)
 TWO_HEADS = ("initial", "early")
-# Sparse, dense and divergences of every kind: one each for a family that has a parameter.
-OTHERS = ("reverse_kl", "jeffreys", "hellinger", "chi2", "neyman", "le_cam", "js:0.3", "alpha:1.25", "alpha:0.5")
+# Where a path is measured unless more is asked for; other heads of one model in the first regime, anything else in the grid alone.
+MEASURED: dict[str, tuple[str, ...]] = dict.fromkeys(("kl", "alpha:1.5", "alpha:2", "js"), ALL)
+MEASURED |= {"pair:js": TWO_HEADS, "pair:kl": FIRST, "pair:reverse_kl": FIRST, "pair-each:js": FIRST}
 
 
-def peer(key: str, label: str, loss: Loss, reference: Loss, *needs: str, regimes: tuple[str, ...] = FIRST) -> Path:
-    """A path of another library."""
-    return Path(key, label, "peer", regimes, loss, reference, needs=needs)
+def key_of(family: str, generator: str) -> str:
+    """The name of a path: that of its generator, after its family's if it is not a Fenchel-Young head."""
+    return generator if family == "young" else f"{family}:{generator}"
 
 
-# One object each, so that paths with the same reference share its result.
-KL, A15, A2, JS2 = dense_young("kl"), dense_young("alpha:1.5"), dense_young("alpha:2"), dense_distil("js")
-DIVERGENCE = ("fenchel.head.divergence",)
+def made(family: str, generator: str) -> Path:
+    """The path of a family and a generator."""
+    f, key = FAMILIES[family], key_of(family, generator)
+    label = "fused cross-entropy (kl)" if key == "kl" else f.label.format(generator)
+    regimes = MEASURED.get(key, FIRST if family == "young" else ())
+    return Path(
+        key,
+        label,
+        f.kind,
+        regimes,
+        f.loss(generator),
+        f.reference(generator),
+        work=f.work(generator),
+        stores=f.stores,
+        teacher=f.teacher,
+        family=family,
+        generator=generator,
+    )
+
+
+def peer(
+    key: str, label: str, loss: Loss, like: str, *needs: str, stores: float = 0.0, more: tuple[str, ...] = ()
+) -> Path:
+    """A path of another library that does what the path `like` does."""
+    of = made("pair" if like.startswith("pair:") else "young", like.removeprefix("pair:"))
+    return replace(
+        of, key=key, label=label, kind="peer", regimes=FIRST + more, loss=loss, needs=needs, stores=stores, family=""
+    )
+
+
+KL, JS2 = dense_young("kl"), dense_pair("js")
+THREE, LOGP = Work(products=3, tensors=4), Work(products=4, tensors=4)
 
 # fmt: off
-PATHS = (
-    Path("product", "bare product", "bare", ALL, products=1),
-    Path("products3", "three bare products", "bare", ALL, products=3),
-    Path("products4", "four bare products", "bare", TWO_HEADS, products=4),
-    Path("dense", "torch dense cross-entropy", "dense", ALL, dense_ce, KL),
-    Path("kl", "fused cross-entropy (kl)", "fused", ALL, young("kl"), KL),
-    Path("alpha:1.5", "fused alpha:1.5", "fused", ALL, young("alpha:1.5"), A15),
-    Path("alpha:2", "fused alpha:2", "fused", ALL, young("alpha:2"), A2),
-    Path("js", "fused js", "fused", ALL, young("js"), dense_young("js")),
-    Path("logp", "fused logp, upstream per token", "fused", FIRST, logp, dense_logp, needs=("fenchel.head.logp",)),
-    Path("js2", "fused js of two heads, mean", "fused", TWO_HEADS, distil("js"), JS2, needs=DIVERGENCE),
-    Path("dense-js2", "dense js of two heads, mean", "dense", TWO_HEADS, dense_distil("js"), JS2),
-    *(Path(name, f"fused {name}", "fused", FIRST, young(name), dense_young(name)) for name in OTHERS),
-    peer("torch-lce", "torch linear_cross_entropy", peers.torch_linear_ce, KL),
-    peer("cce", "cut-cross-entropy, compiled", peers.cut_cross_entropy, KL, "triton", "cut_cross_entropy"),
-    peer("trl-logp", "TRL ChunkedLogProb", lambda x: peers.trl_logp(x, upstream(x)), dense_logp, "trl.kernels.chunked_logprob"),
-    peer("liger-js2", "Liger chunked JSD", peers.liger_jsd, JS2, "liger_kernel.chunked_loss"),
-    peer("trl-js2", "TRL ChunkedDivergence JSD", peers.trl_jsd, JS2, "trl.kernels.chunked_divergence"),
-    peer("entmax15", "entmax 1.5 dense, sorted", lambda x: peers.entmax15(logits_of(x), x.labels), A15, "entmax", regimes=("initial", "late")),
-    peer("entmax-bisect", "entmax 1.5 dense, bisected", lambda x: peers.entmax_bisect(logits_of(x), x.labels), A15, "entmax"),
-    peer("sparsemax", "entmax sparsemax dense", lambda x: peers.sparsemax(logits_of(x), x.labels), A2, "entmax"),
+ANCHORS = (
+    Path("product", "bare product", "bare", ALL, bare=partial(products, 1), work=Work(products=1), stores=1),
+    Path("copy", "bare copy", "bare", ALL, bare=copy),
+    Path("dense", "torch dense cross-entropy", "dense", ALL, dense_ce, KL, work=THREE, stores=4),
+)
+OTHERS = (
+    Path("products3", "three bare products", "bare", ALL, bare=partial(products, 3), work=Work(products=3), stores=1),
+    Path("products4", "four bare products", "bare", TWO_HEADS, bare=partial(products, 4), work=Work(products=4), stores=1, teacher=True),
+    Path("logp", "fused logp, upstream per token", "fused", FIRST, logp, dense_logp, work=LOGP, family="logp"),
+    Path("dense-js2", "dense js of two heads, mean", "dense", TWO_HEADS, JS2, JS2, work=Work(products=4, tensors=6), stores=12, teacher=True),
+    peer("torch-lce", "torch linear_cross_entropy", peers.torch_linear_ce, "kl"),
+    peer("cce", "cut-cross-entropy, compiled", peers.cut_cross_entropy, "kl", "triton", "cut_cross_entropy"),
+    Path("trl-logp", "TRL ChunkedLogProb", "peer", FIRST, trl_logp, dense_logp, work=LOGP, needs=("trl.kernels.chunked_logprob",)),
+    peer("liger-js2", "Liger chunked JSD", peers.liger_jsd, "pair:js", "liger_kernel.chunked_loss"),
+    peer("trl-js2", "TRL ChunkedDivergence JSD", peers.trl_jsd, "pair:js", "trl.kernels.chunked_divergence"),
+    peer("entmax15", "entmax 1.5 dense, sorted", lambda x: peers.entmax15(product(x), x.labels), "alpha:1.5", "entmax", stores=12, more=("late",)),
+    peer("entmax-bisect", "entmax 1.5 dense, bisected", lambda x: peers.entmax_bisect(product(x), x.labels), "alpha:1.5", "entmax", stores=6),
+    peer("sparsemax", "entmax sparsemax dense", lambda x: peers.sparsemax(product(x), x.labels), "alpha:2", "entmax", stores=8),
 )
 # fmt: on
+# Measured with whatever else is: ratios are taken to them.
+ALWAYS = tuple(path.key for path in ANCHORS)
+
+
+def of_generators(names: Iterable[str]) -> tuple[Path, ...]:
+    """Every family with every generator that has it."""
+    names = tuple(names)
+    return tuple(made(family, name) for family, f in FAMILIES.items() for name in names if f.takes(name))
+
+
+def all_paths(names: Iterable[str] | None = None) -> tuple[Path, ...]:
+    """All paths, with these generators or with every one of the library."""
+    return (*ANCHORS, *of_generators(generators.every() if names is None else names), *OTHERS)
+
+
+def path_of(key: str) -> Path:
+    """The path with this name."""
+    for path in (*ANCHORS, *OTHERS):
+        if path.key == key:
+            return path
+    family, _, name = key.partition(":")
+    return made(family, name) if family in FAMILIES else made("young", key)
 
 
 def reference(path: Path, given: Inputs) -> Result:
-    """Value and gradients in float64, from dense logits."""
+    """Value and gradients in float64."""
     assert path.reference is not None
-    teacher = None if given.teacher is None else (given.teacher[0].double(), given.teacher[1].double())
-    hidden, weight = (x.detach().double().requires_grad_() for x in (given.hidden, given.weight))
-    return differentiated(path.reference, Inputs(hidden, weight, given.labels, teacher))
+    wide = given.to(torch.float64)
+    return differentiated(path.reference, wide, path.leaves(wide))

@@ -1,6 +1,7 @@
 """The regimes: what a head sees at initialisation, early and late in a real run, after fitting a text, and with flat logits."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ STD = 0.02
 FLAT = 0.01
 # Share of V in the support of alpha:1.5 in the wide regime.
 WIDE = 0.08
+# Regimes that have a second model.
+WITH_TEACHER = ("initial", "early", "wide", "late")
 # Regimes that need the real run, and the snapshot that each is made of.
 TRAINED = {name: name for name in SNAPSHOTS} | {"wide": "early"}
 # Rows that the support and the accuracy of a regime are measured on.
@@ -41,10 +44,31 @@ class Inputs:
     labels: Tensor
     teacher: tuple[Tensor, Tensor] | None
 
+    @property
+    def taught(self) -> tuple[Tensor, Tensor]:
+        """The teacher's head, in a regime that has one."""
+        assert self.teacher is not None
+        return self.teacher
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The logits `[N, V]`, for functions of them."""
+        return _leaf(self.hidden.detach() @ self.weight.detach().T)
+
+    @cached_property
+    def teacher_logits(self) -> Tensor:
+        """The teacher's logits `[N, V]`, for functions of them."""
+        return self.taught[0] @ self.taught[1].T
+
     def rows(self, n: int) -> "Inputs":
         """The first n rows."""
         teacher = None if self.teacher is None else (self.teacher[0][:n].clone(), self.teacher[1])
         return Inputs(_leaf(self.hidden[:n]), self.weight, self.labels[:n].clone(), teacher)
+
+    def to(self, dtype: torch.dtype) -> "Inputs":
+        """The same numbers in another dtype."""
+        teacher = None if self.teacher is None else (self.teacher[0].to(dtype), self.teacher[1].to(dtype))
+        return Inputs(_leaf(self.hidden.to(dtype)), _leaf(self.weight.to(dtype)), self.labels, teacher)
 
 
 def _leaf(x: Tensor) -> Tensor:
@@ -52,9 +76,14 @@ def _leaf(x: Tensor) -> Tensor:
 
 
 def inputs(name: str, size: Size, objective: str, cache: Path) -> Inputs:
-    """The inputs of a regime, the same in every process; trained ones from the cache."""
+    """The inputs of a regime in the dtype of the size, the same in every process; trained ones from the cache."""
+    made = _inputs(name, size, objective, cache)
+    return made if size.torch_dtype == made.hidden.dtype else made.to(size.torch_dtype)
+
+
+def _inputs(name: str, size: Size, objective: str, cache: Path) -> Inputs:
     if name == "wide":
-        early = inputs("early", size, objective, cache)
+        early = _inputs("early", size, objective, cache)
         return replace(early, hidden=_leaf(early.hidden * _shrinking(early)))
     if name in SNAPSHOTS:
         directory = cache / run_name(size, objective)
@@ -103,7 +132,7 @@ def facts(name: str, size: Size, objective: str, cache: Path, generators: tuple[
     given = inputs(name, size, objective, cache)
     rows = _some(given)
     with torch.no_grad():
-        logits = given.hidden[rows] @ given.weight.T
+        logits = given.hidden[rows].float() @ given.weight.float().T
         support = {g: float((fenchel.softargmax(logits, g) > 0).float().mean()) for g in generators}
         hit = (logits.argmax(-1) == given.labels[rows]).float().mean()
     of = TRAINED.get(name)
@@ -111,7 +140,10 @@ def facts(name: str, size: Size, objective: str, cache: Path, generators: tuple[
     return {
         "regime": name,
         "what": REGIMES[name],
+        "n": len(given.hidden),
+        "d": given.hidden.shape[1],
         "v": logits.shape[1],
+        "dtype": size.dtype,
         "logit_std": float(logits.std(-1).mean()),
         "accuracy": float(hit),
         "support": support,

@@ -1,13 +1,15 @@
-"""From measurements to rows: medians, ratios within one turn, and whether each bar is met."""
+"""From measurements to rows: medians, ratios within one turn, the share of the machine's ceiling, and whether each bar is met."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from fenchel.bench.bars import PEAK, bar
+from fenchel.bench.bars import bars, peaks
 from fenchel.bench.measure import Alone
 from fenchel.bench.paths import Path
+from fenchel.bench.sizes import Size
+from fenchel.bench.work import Share, share
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Row:
     peak: int | None
     first: float | None
     error: float | None
+    ceiling: Share | None
     targets: tuple[Target, ...]
     note: str | None
 
@@ -52,24 +55,24 @@ def ratio(times: Mapping[str, Sequence[float]], key: str, of: str) -> float | No
 
 def row(
     path: Path,
+    size: Size,
     facts: Mapping[str, Any],
     times: Mapping[str, Sequence[float]],
     alone: Alone | None,
-    errors: Mapping[str, float],
+    error: float | None,
     note: str | None,
-    judged: bool,
 ) -> Row:
-    """The row of a path; `judged` says whether the run has the size that bars are set for."""
+    """The row of a path."""
     own = times.get(path.key)
     targets = []
-    wanted = bar(path.key, facts) if judged else None
-    if wanted is not None:
+    for wanted in bars(path.key, path.family, facts):
         measured = ratio(times, path.key, wanted.of)
         if measured is not None:
             targets.append(Target(f"time / {wanted.of}", wanted.most, measured))
     peak = None if alone is None else alone.peak
-    if judged and path.key in PEAK and peak is not None:
-        targets.append(Target("peak MiB", PEAK[path.key] / 2**20, peak / 2**20))
+    if peak is not None:
+        targets += [Target("peak MiB", most / 2**20, peak / 2**20) for most in peaks(path.key, path.kind, facts)]
+    support = facts["support"].get(path.generator, 1.0)
     return Row(
         path.key,
         path.label,
@@ -81,7 +84,20 @@ def row(
         ratio(times, path.key, "product"),
         peak,
         None if alone is None else alone.first,
-        errors.get(path.key),
+        error,
+        share(path.work, size, support, times, path.key),
         tuple(targets),
         note,
     )
+
+
+def to_dict(row: Row) -> dict[str, Any]:
+    """A row for JSON."""
+    return asdict(row) | {"targets": [asdict(t) | {"met": t.met} for t in row.targets]}
+
+
+def from_dict(stored: Mapping[str, Any]) -> Row:
+    """The row that `to_dict` wrote."""
+    targets = tuple(Target(t["what"], t["most"], t["measured"]) for t in stored["targets"])
+    ceiling = None if stored["ceiling"] is None else Share(**stored["ceiling"])
+    return Row(**{**stored, "targets": targets, "ceiling": ceiling})

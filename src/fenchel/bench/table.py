@@ -2,28 +2,36 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from fenchel.bench.results import Row, Target
+from fenchel.bench import curves
+from fenchel.bench.bars import SPARSE
+from fenchel.bench.results import Row, Target, to_dict
 
-COLUMNS = ("path", "seconds", "× dense CE", "× product", "peak MiB", "first call s", "error", "target", "met")
+COLOURS = {"bare": "#9a9a9a", "dense": "#c8683c", "fused": "#2f6db3", "function": "#4f9d69", "peer": "#b9a13c"}
+COLUMNS = (
+    *("path", "seconds", "× dense CE", "× product", "GFLOP", "MiB moved", "% of ceiling", "peak MiB", "first call s"),
+    *("error", "target", "met"),
+)
 LEGEND = (
     "Seconds of one forward and backward pass: median (least–most). × dense CE and × product: median of the ratios within a "
-    "turn. Peak: resident memory beyond inputs and gradients. "
-    "First call: on a fifth of the rows in a fresh process, compiling what was not compiled yet. Error: the largest of value "
-    "and gradients against dense float64."
+    "turn. GFLOP and MiB moved: what the path cannot do without. % of ceiling: the time that this takes at the speed of the "
+    "bare product, or of the bare copy if that is longer, in the time that was measured. Peak: resident memory beyond inputs "
+    "and gradients. First call: on a fifth of the rows in a fresh process, compiling what was not compiled yet. Error: the "
+    "largest of value and gradients against dense float64."
 )
 
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run."""
+    """A whole run; `mode` is what was asked for: regimes, grid or scaling."""
 
+    mode: str
     machine: Mapping[str, str]
     size: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -48,6 +56,9 @@ def cells(row: Row) -> list[str]:
         time,
         _number(row.per_dense, ".2f"),
         _number(row.per_product, ".2f"),
+        _number(None if row.ceiling is None else row.ceiling.flops / 1e9, ".3g"),
+        _number(None if row.ceiling is None else row.ceiling.bytes / 2**20, ".3g"),
+        _number(None if row.ceiling is None else 100 * row.ceiling.share, ".0f"),
         _number(None if row.peak is None else row.peak / 2**20, ".0f"),
         _number(row.first, ".1f"),
         _number(row.error, ".0e"),
@@ -56,10 +67,18 @@ def cells(row: Row) -> list[str]:
     ]
 
 
+def title(facts: Mapping[str, Any], size: Mapping[str, Any]) -> str:
+    """What a regime is called, with its shape where that is not the run's."""
+    name = facts["regime"].capitalize()
+    if all(facts[part] == size[part] for part in ("n", "d", "v")):
+        return name
+    return f"{name}, N = {facts['n']:,}, D = {facts['d']:,}, V = {facts['v']:,}"
+
+
 def headline(facts: Mapping[str, Any], size: Mapping[str, Any]) -> str:
     """What a regime is, in one line of measured numbers."""
-    support = ", ".join(f"{name} {100 * share:.2g} %" for name, share in facts["support"].items())
-    said = f"{facts['what']}. V = {facts['v']:,}; logits' standard deviation {facts['logit_std']:.2g}"
+    support = ", ".join(f"{name} {100 * facts['support'][name]:.2g} %" for name in SPARSE)
+    said = f"{facts['what']}. N = {facts['n']:,}, D = {facts['d']:,}, V = {facts['v']:,}, {facts['dtype']}; logits' standard deviation {facts['logit_std']:.2g}"
     said += f"; accuracy {100 * facts['accuracy']:.0f} %; support of {support}."
     run = facts["run"]
     if run is not None:
@@ -74,20 +93,22 @@ def rich_tables(report: Report) -> list[Table]:
     """One table per regime, of the columns that a terminal has room for."""
     tables = []
     for facts, rows in report.regimes:
-        table = Table(title=f"{facts['regime']}: {headline(facts, report.size)}", title_justify="left", box=SIMPLE)
+        table = Table(
+            title=f"{title(facts, report.size)}: {headline(facts, report.size)}", title_justify="left", box=SIMPLE
+        )
         table.add_column("path", no_wrap=True)
-        for column in ("seconds", "× dense", "× product", "MiB"):
+        for column in ("seconds", "× dense", "× product", "% of ceiling", "MiB"):
             table.add_column(column, justify="right")
         table.add_column("target")
         for row in rows:
-            label, _, dense, product, peak, *_ = cells(row)
+            label, _, dense, product, _, _, share, peak, *_ = cells(row)
             time = row.note or "" if row.seconds is None else f"{row.seconds:.3g}"
             verdict = "\n".join(
                 f"[{'green' if t.met else 'red'}]{t.what} {t.measured:.3g} ≤ {t.most:g}: {'yes' if t.met else 'NO'}[/]"
                 for t in row.targets
             )
             style = "bold" if row.kind == "fused" else None
-            table.add_row(label, time, dense, product, peak, verdict, style=style)
+            table.add_row(label, time, dense, product, share, peak, verdict, style=style)
         tables.append(table)
     return tables
 
@@ -98,13 +119,14 @@ def markdown(report: Report) -> str:
     about = "; ".join(f"{name}: {value}" for name, value in (*report.machine.items(), *report.settings.items()))
     met = [t.met for _, _, t in report.targets()]
     lines = [
-        f"Run `{s['name']}`: N = {s['n']:,}, D = {s['d']}, V = {s['v']:,}, float32. {about}.",
+        f"Run `{report.mode}` ({s['name']}). {about}.",
         "",
         *([f"Targets met: {sum(met)} of {len(met)}.", ""] if met else []),
         LEGEND,
+        *(curves.summary(report.regimes) if report.mode == "scaling" else []),
     ]
     for facts, rows in report.regimes:
-        lines += ["", f"### {facts['regime'].capitalize()}", "", headline(facts, s), ""]
+        lines += ["", f"### {title(facts, s)}", "", headline(facts, s), ""]
         lines += ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 2) + "---|"]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -114,9 +136,9 @@ def to_json(report: Report) -> str:
     """Everything that was measured."""
     regimes = []
     for facts, rows in report.regimes:
-        made = [asdict(row) | {"targets": [asdict(t) | {"met": t.met} for t in row.targets]} for row in rows]
-        regimes.append({"facts": dict(facts), "rows": made})
+        regimes.append({"facts": dict(facts), "rows": [to_dict(row) for row in rows]})
     whole = {
+        "mode": report.mode,
         "machine": dict(report.machine),
         "size": dict(report.size),
         "settings": dict(report.settings),
@@ -129,7 +151,6 @@ def plot(report: Report, path: Path) -> None:
     """Seconds of every path, one panel per regime, with the bare product as a line."""
     from matplotlib.figure import Figure
 
-    colours = {"bare": "#9a9a9a", "dense": "#c8683c", "fused": "#2f6db3", "peer": "#b9a13c"}
     shown = [(facts, [row for row in rows if row.seconds is not None]) for facts, rows in report.regimes]
     heights = [len(rows) + 1.6 for _, rows in shown]
     figure = Figure(figsize=(8.5, 0.27 * sum(heights) + 0.6), layout="constrained")
@@ -139,18 +160,18 @@ def plot(report: Report, path: Path) -> None:
         below = [(row.seconds or 0.0) - (row.least or 0.0) for row in rows]
         above = [(row.most or 0.0) - (row.seconds or 0.0) for row in rows]
         bars = {
-            "color": [colours[row.kind] for row in rows],
+            "color": [COLOURS[row.kind] for row in rows],
             "xerr": [below, above],
             "error_kw": {"lw": 0.8, "capsize": 2},
         }
         axes.barh(range(len(rows)), middle, height=0.7, **bars)
         axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
         axes.invert_yaxis()
-        axes.set_title(facts["regime"], fontsize=10, loc="left", fontweight="bold")
+        axes.set_title(title(facts, report.size), fontsize=10, loc="left", fontweight="bold")
         for key, style in (("product", ":"), ("dense", "--")):
             lines = [row.seconds for row in rows if row.key == key]
             for x in lines:
-                axes.axvline(x, color=colours["bare" if key == "product" else "dense"], linestyle=style, linewidth=1)
+                axes.axvline(x, color=COLOURS["bare" if key == "product" else "dense"], linestyle=style, linewidth=1)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         axes.tick_params(labelsize=8)

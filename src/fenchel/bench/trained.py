@@ -46,7 +46,9 @@ def cache_directory() -> Path:
 
 def run_name(size: Size, objective: str) -> str:
     """Directory of a run: its readable settings, and a hash of all of them."""
-    key = hashlib.sha256(json.dumps([asdict(size), objective, FITTED_BATCHES, 1]).encode()).hexdigest()[:8]
+    settings = asdict(size)
+    del settings["dtype"]  # the run is made in float32
+    key = hashlib.sha256(json.dumps([settings, objective, FITTED_BATCHES, 1]).encode()).hexdigest()[:8]
     return f"{objective.replace(':', '-')}-{size.name}-{size.steps}-{key}"
 
 

@@ -1,0 +1,26 @@
+"""The generators that are measured: one of every kind that the library knows, by name."""
+
+import fenchel
+
+# What stands for a family that has a parameter: sparse and dense members, and those that have kernels of their own.
+MEMBERS = {"alpha:A": ("alpha:1.5", "alpha:2", "alpha:1.25", "alpha:0.5"), "js:BETA": ("js:0.3",)}
+
+
+def every() -> tuple[str, ...]:
+    """The generators of the library, its families by their members.
+
+    Example:
+        >>> {"kl", "tv", "alpha:1.5"} < set(every())
+        True
+    """
+    return tuple(member for name in fenchel.generator_names() for member in MEMBERS.get(name, (name,)))
+
+
+def has_loss(name: str) -> bool:
+    """Whether the generator has an operator and a loss, or is a divergence alone."""
+    return fenchel.generator(name).unlink is not None
+
+
+def sparse(name: str) -> bool:
+    """Whether its operator gives exact zeros."""
+    return fenchel.generator(name).sparse
