@@ -114,7 +114,7 @@ def page(record: dict[str, Any]) -> str:
 
 def _machine(record: dict[str, Any]) -> str:
     m = record["machine"]
-    return f"{record['created'][:10]}, {m['processor']}, {m['threads']} threads, fenchel {m['fenchel']}, torch {m['torch']}"
+    return f"{record['created'][:10]}, {m['processor']}, {words.count(m['threads'], 'thread')}, fenchel {m['fenchel']}, torch {m['torch']}"
 
 
 def _objectives(record: dict[str, Any], source: str) -> list[str]:

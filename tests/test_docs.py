@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import importlib
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_api_pages_are_those_of_the_docstrings():
 def test_the_page_of_transforms_is_that_of_the_tables():
     made = script("build_transforms").page()
     assert (DOCS / "transforms.md").read_text(encoding="utf-8") == made, "docs/transforms.md is stale: run `make docs`"
+
+
+def test_the_page_of_a_recorded_distillation_is_that_of_its_numbers():
+    built = script("build_distilled")
+    assert built.PAGE.exists() == built.NUMBERS.exists(), "the page and its numbers are committed together"
+    if built.NUMBERS.exists():
+        made = built.page(json.loads(built.NUMBERS.read_text(encoding="utf-8")))
+        assert built.PAGE.read_text(encoding="utf-8") == made, "run docs/build_distilled.py"
 
 
 def test_every_public_name_has_an_entry():

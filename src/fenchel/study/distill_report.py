@@ -204,7 +204,7 @@ def definitions(analysis: Analysis) -> Raw:
 
 
 def table(out: Path) -> "Table":
-    """Teacher and students for a terminal.
+    """Teacher and students for a terminal, a row each: a study may have many.
 
     Raises:
         NothingFinished: no run has finished yet.
@@ -216,10 +216,14 @@ def table(out: Path) -> "Table":
 
     analysis, before = analyse(load(out)), read(out, "before.json") or {"teacher": {}, "student": {}}
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "teacher", "student before", *(named(n) for n in analysis.objectives)):
-        shown.add_column(Text(name), overflow="fold")
-    for key, label, unit in ROWS:
-        means = summary_mean(analysis.study, key)
-        values = [before["teacher"].get(key), before["student"].get(key), *(means[n] for n in analysis.objectives)]
-        shown.add_row(Text(label), *(Text(words.number(value, unit)) for value in values))
+    for label in ("", *(label for _, label, _ in ROWS)):
+        shown.add_column(Text(label), overflow="fold")
+    means = {key: summary_mean(analysis.study, key) for key, _, _ in ROWS}
+    models = {
+        "teacher": before["teacher"],
+        "student before": before["student"],
+        **{named(name): {key: means[key][name] for key in means} for name in analysis.objectives},
+    }
+    for name, numbers in models.items():
+        shown.add_row(Text(name), *(Text(words.number(numbers.get(key), unit)) for key, _, unit in ROWS))
     return shown
