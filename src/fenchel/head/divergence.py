@@ -40,7 +40,7 @@ def linear_divergence(
     skew: float = 0.0,
     vocabulary: int | None = None,
     reduction: str = "none",
-    memory: int = 2 * MEMORY,
+    memory: int = MEMORY,
 ) -> Tensor:
     """D_f(p || skew p + (1 - skew) q) of p, q = softmax(z / T), z = cap(scale (hidden @ weight.T + bias)) never stored.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checks import check_floating, check_positive
 
 # bytes of a head's logits that exist at once: large enough that matrix products run at full speed, small beside any model
-MEMORY = 64 * 2**20
+MEMORY = 48 * 2**20
 # bytes above which memory is worth large pages, and where they may start
 HUGE, PAGE = 4 * 2**20, 4096
 # columns of logits that a CPU multiplies at a time: for a few hundred rows a tenth faster than all at once

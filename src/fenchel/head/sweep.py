@@ -57,7 +57,7 @@ class Sparse:
         n, v = self.p.shape
         target = Rows(torch.arange(n + 1, device=self.y.device), self.y.to(torch.int32), -self.c, v)
         for rows in (self.p, target):
-            rows = rows.with_vals(rows.vals * head.scale)
+            rows = rows if head.scale == 1 else rows.with_vals(rows.vals * head.scale)
             if d_hidden is not None:
                 kernels.rows_times(rows, head.weight, out=d_hidden)
             if d_weight is not None:

@@ -52,18 +52,17 @@ class YoungKernel:
         c = c if c is None or weight is None else c * weight
         if c is not None:
             c = c.to(z.dtype)
-        sparse = None
         if not (self.g.sparse and self.may_skip and self.smoothing == 0):
-            losses = self._dense(z, y, c)
-        elif self._few_inside(z):
-            best, inside = self._inside(z)
-            gap = (best - z.gather(1, y.unsqueeze(1))).squeeze(1)
-            excess, p = self._by_window(inside, best)
-            sparse = None if c is None else Sparse(_times(p, c), y, c)
-            losses = gap + excess + one_hot_divergence(y, self.q, self.g)
+            losses, sparse = self._dense(z, y, c), None
         else:
-            losses, sparse = self._by_solver(z, y, c)
+            losses, sparse = (self._by_window if self._few_inside(z) else self._by_solver)(z, y, c)
         return (losses if weight is None else losses * weight).to(z.dtype) * self.temperature, sparse
+
+    def _blocks(self, z: Tensor) -> list[slice]:
+        """Rows that are worked on while they are in cache."""
+        row = z.shape[1] * torch.finfo(working_dtype(self.g, z.dtype)).bits // 8
+        step = max(1, BLOCK_BYTES // row)
+        return [slice(i, min(i + step, len(z))) for i in range(0, len(z), step)]
 
     def _few_inside(self, z: Tensor) -> bool:
         some = z[:: max(1, len(z) // SAMPLE)]
@@ -84,16 +83,21 @@ class YoungKernel:
         best = z.amax(1, keepdim=True)
         return best, kernels.above(z, torch.nextafter(best - width, torch.full_like(best, -INF)).squeeze(1))
 
-    def _by_window(self, inside: Rows, best: Tensor) -> tuple[Tensor, Rows]:
-        """value - best and p, from the tokens inside the window."""
-        inside = inside.with_vals(inside.vals - best.squeeze(1)[inside.row_index()])
-        r = packed(inside, inside.vals, -INF)
-        q = self.q if self.q.dim() == 0 else packed(inside, measure_of(self.q, inside), 1.0)
-        return self._entries(inside, solved_relative(r, q, self.g, r.numel()))
+    def _by_window(self, z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
+        """Losses, and the gradient, from the tokens inside the window."""
+        gaps, parts = [], []
+        for b in self._blocks(z):
+            best, inside = self._inside(z[b])
+            gaps.append((best - z[b].gather(1, y[b].unsqueeze(1))).squeeze(1))
+            inside = inside.with_vals(inside.vals - best.squeeze(1)[inside.row_index()])
+            r = packed(inside, inside.vals, -INF)
+            q = self.q if self.q.dim() == 0 else packed(inside, measure_of(self.q, inside), 1.0)
+            parts.append(self._entries(inside, solved_relative(r, q, self.g, r.numel()), None if c is None else c[b]))
+        return self._gathered(gaps, parts, y, c)
 
     def _by_solver(self, z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
-        """Losses, and the gradient sparse or in place of the logits. A block is worked on while it is in cache."""
-        blocks, found = _blocks(z), []
+        """Losses, and the gradient sparse or in place of the logits."""
+        blocks, found = self._blocks(z), []
         for b in blocks:
             z[b] -= z[b].amax(1, keepdim=True)
             found.append(solved_relative(z[b], self.q, self.g, self.entries))
@@ -104,15 +108,24 @@ class YoungKernel:
                 for b, t in zip(blocks, found, strict=True)
             ]
             return torch.cat(parts), None
-        gap = -z.gather(1, y.unsqueeze(1)).squeeze(1)
-        supports = [self._support(z[b], t) for b, t in zip(blocks, found, strict=True)]
-        losses = gap + torch.cat([excess for excess, _ in supports]) + one_hot_divergence(y, self.q, self.g)
-        return losses, None if c is None else Sparse(_times(_joined([p for _, p in supports]), c), y, c)
+        gaps, parts = [], []
+        for b, t in zip(blocks, found, strict=True):
+            gaps.append(-z[b].gather(1, y[b].unsqueeze(1)).squeeze(1))
+            support = kernels.above(z[b], (self.g.edge - t.top).squeeze(1).to(z.dtype))
+            parts.append(self._entries(support, t, None if c is None else c[b]))
+        return self._gathered(gaps, parts, y, c)
+
+    def _gathered(
+        self, gaps: list[Tensor], parts: list[tuple[Tensor, Rows]], y: Tensor, c: Tensor | None
+    ) -> tuple[Tensor, Sparse | None]:
+        """Losses and gradient of a tile from those of its blocks."""
+        losses = torch.cat(gaps) + torch.cat([excess for excess, _ in parts]) + one_hot_divergence(y, self.q, self.g)
+        return losses, None if c is None else Sparse(_joined([p for _, p in parts]), y, c)
 
     def _dense(self, z: Tensor, y: Tensor, c: Tensor | None) -> Tensor:
         """Losses; with c, the logits become c (p - y). A block is worked on while it is in cache."""
         losses = [z.new_zeros(0)]
-        for b in _blocks(z):
+        for b in self._blocks(z):
             tile_function(distances_, None, self.entries)(z[b])
             losses.append(self._distances(z[b], None, y[b], None if c is None else c[b]))
         return torch.cat(losses)
@@ -126,12 +139,8 @@ class YoungKernel:
             d.copy_(wide)
         return losses
 
-    def _support(self, r: Tensor, found: Threshold) -> tuple[Tensor, Rows]:
-        """value - best and p, from the support of a solved block of logits less their row's best."""
-        return self._entries(kernels.above(r, (self.g.edge - found.top).squeeze(1).to(r.dtype)), found)
-
-    def _entries(self, rows: Rows, found: Threshold) -> tuple[Tensor, Rows]:
-        """value - best and p, from entries that hold the support; their values are logits less their row's best."""
+    def _entries(self, rows: Rows, found: Threshold, c: Tensor | None) -> tuple[Tensor, Rows]:
+        """value - best and c p, from entries that hold the support; their values are logits less their row's best."""
         op = operator_of(self.g)
         index, q = rows.row_index(), measure_of(self.q, rows)
         u = op.unlink(found.top.squeeze(1)[index] + rows.vals.to(found.top.dtype))
@@ -139,9 +148,9 @@ class YoungKernel:
         gain.index_add_(0, index, (q * op.dual(u)).double())
         excess = gain + (self.g.link_one - self.g.f0 - found.top.double()).squeeze(1)
         shift = (1 - found.mass) / found.spread
-        p = q * (u + op.spread(u) * shift.squeeze(1)[index])
+        p = (q * (u + op.spread(u) * shift.squeeze(1)[index])).clamp_min(0.0)
         dtype = rows.vals.dtype
-        return excess.to(dtype), _positive(rows.with_vals(p.clamp_min(0.0).to(dtype)))
+        return excess.to(dtype), _positive(rows.with_vals((p if c is None else p * c[index]).to(dtype)))
 
     def _target(self, d: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """<y, best - z> and D_f(y||q) of the smoothed one-hot target."""
@@ -173,16 +182,6 @@ class YoungKernel:
         if live is not None:
             d.sub_(live * (self.smoothing * c / live.sum(1, keepdim=True)))
         return gap + excess + offset
-
-
-def _blocks(z: Tensor) -> list[slice]:
-    step = max(1, BLOCK_BYTES // (z.shape[1] * z.element_size()))
-    return [slice(i, min(i + step, len(z))) for i in range(0, len(z), step)]
-
-
-def _times(p: Rows, c: Tensor) -> Rows:
-    """CSR rows, row i multiplied by c_i."""
-    return p.with_vals(p.vals * c[p.row_index()])
 
 
 def _positive(p: Rows) -> Rows:

@@ -94,7 +94,7 @@ def linear_distillation(
     mask: Tensor | None = None,
     vocabulary: int | None = None,
     reduction: str = "mean",
-    memory: int = 2 * MEMORY,
+    memory: int = MEMORY,
 ) -> Tensor:
     """An objective of distillation, from hidden states and output embeddings; neither model's logits are stored.
 
