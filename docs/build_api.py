@@ -102,7 +102,7 @@ def package_page(package: str) -> Page:
 def signature(thing: object, name: str) -> str:
     """The call as one would write it, one parameter a line where it is long."""
     shown = inspect.signature(thing)  # pyright: ignore[reportArgumentType]
-    text = re.sub(r"\b(?:torch\.Tensor|torch\._tensor\.Tensor)\b", "Tensor", str(shown))
+    text = re.sub(r"\btorch(?:\.\w+)*\.(Tensor|ProcessGroup)\b", r"\1", str(shown))
     text = re.sub(r"\b(?:fenchel(?:\.\w+)+|collections\.abc)\.(\w+)", r"\1", text)
     # a default that is a function has no text but its address
     text = re.sub(r"<function \S+ at 0x[0-9a-f]+>", "...", text)

@@ -22,8 +22,9 @@ SOURCE = ROOT / "src" / "fenchel"
 # Data flows one way: nothing imports from its right. A module belongs to the first entry that names it or its package.
 LAYERS = (
     {"__init__"},
-    {"checks"},
+    {"checks", "vocab"},
     {"generators", "from_f"},
+    {"agreement"},
     {"solve", "steep"},
     {"operators"},
     {"terms"},

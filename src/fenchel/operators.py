@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .agreement import Meeting, ProcessGroup, as_sharded
 from .checks import check_floating, check_positive, check_vocabulary, reference
 from .generators import INF, Generator, generator, operator_of
 from .solve import top_of
+from .vocab import LOCAL, Vocabulary
 
 __all__ = ["entropy", "sigmoid", "softargmax", "softmax_value", "softplus"]
 
@@ -30,6 +32,7 @@ def softargmax(
     q: float | Tensor | None = None,
     temperature: float = 1.0,
     dim: int = -1,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """The probabilities that maximise the expected score less the divergence from q.
 
@@ -42,12 +45,15 @@ def softargmax(
             (alpha != 1) its scale acts as a temperature.
         temperature: T > 0.
         dim: the vocabulary's dimension.
+        group: the ranks that share the vocabulary; logits, and a q that is no number, are then this rank's shard (docs/parallel.md). Not needed for
+            DTensors, which say it themselves.
 
     Returns:
-        p, the shape and dtype of logits. A row with NaN, +inf or only -inf logits is NaN.
+        p, the shape and dtype of logits, sharded as they are. A row with NaN, +inf or only -inf logits is NaN.
 
     Raises:
-        ValueError: an unknown generator, one without an operator (`tv`), an empty vocabulary, q or T not positive, a q that does not fit.
+        ValueError: an unknown generator, one without an operator (`tv`), an empty vocabulary, q or T not positive, a q that does not fit; ranks of a group
+            that disagree, on each of them.
         TypeError: logits or q not floating.
 
     Example:
@@ -58,9 +64,9 @@ def softargmax(
 
     Source: Blondel, Martins & Niculae 2020 (Fenchel-Young losses); Roulet et al., arXiv 2501.18537, section 3.
     """
-    rows, shape, dtype = _rows(logits, generator, q, temperature, dim)
+    rows, shape, dtype = _rows("softargmax", logits, generator, q, temperature, dim, group)
     p, _, _ = solve_rows(*rows)
-    return p.to(dtype).view(shape).movedim(-1, dim)
+    return as_sharded(p.to(dtype).view(shape).movedim(-1, dim), logits)
 
 
 def softmax_value(
@@ -70,6 +76,7 @@ def softmax_value(
     q: float | Tensor | None = None,
     temperature: float = 1.0,
     dim: int = -1,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """The value of the maximum that softargmax attains: logsumexp for KL. Its gradient is softargmax(logits).
 
@@ -86,7 +93,7 @@ def softmax_value(
         >>> float(softmax_value(torch.tensor([3.0, 0.0]), "alpha:2"))
         3.0
     """
-    rows, shape, dtype = _rows(logits, generator, q, temperature, dim)
+    rows, shape, dtype = _rows("softmax_value", logits, generator, q, temperature, dim, group)
     _, excess, best = solve_rows(*rows)
     return (temperature * (best + excess)).to(dtype).view(shape[:-1])
 
@@ -98,6 +105,7 @@ def entropy(
     q: float | Tensor | None = None,
     temperature: float = 1.0,
     dim: int = -1,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """The f-entropy of softargmax(logits): Shannon's for KL, Tsallis' for alpha:A (q = 1).
 
@@ -111,11 +119,11 @@ def entropy(
         >>> round(float(entropy(torch.zeros(2), "alpha:2")), 3)    # (1 - sum p^2) / 2
         0.25
     """
-    rows, shape, dtype = _rows(logits, generator, q, temperature, dim)
-    z = rows[0]
+    rows, shape, dtype = _rows("entropy", logits, generator, q, temperature, dim, group)
+    z, _, _, vocab = rows
     p, excess, best = solve_rows(*rows)
     below = torch.where(p > 0, best.unsqueeze(-1) - z, 0.0)
-    return (excess + (p * below).sum(-1)).to(dtype).view(shape[:-1])
+    return (excess + vocab.sum(p * below).squeeze(-1)).to(dtype).view(shape[:-1])
 
 
 def sigmoid(
@@ -163,30 +171,50 @@ def _binary(logits: Tensor, q: float | tuple[float, float]) -> tuple[Tensor, Ten
     return torch.stack((torch.zeros_like(logits), logits), -1), measure
 
 
-Rows = tuple[Tensor, Tensor, Generator]
+Rows = tuple[Tensor, Tensor, Generator, Vocabulary]
 
 
 def _rows(
-    logits: Tensor, name: str | Generator, q: float | Tensor | None, temperature: float, dim: int
+    call: str,
+    logits: Tensor,
+    name: str | Generator,
+    q: float | Tensor | None,
+    temperature: float,
+    dim: int,
+    group: ProcessGroup | None,
 ) -> tuple[Rows, tuple[int, ...], torch.dtype]:
     """The arguments of `solve_rows`, the shape with the vocabulary last, and the dtype to return."""
-    check_floating("logits", logits, "[..., V]")
-    g = generator(name)
-    operator_of(g)
-    if logits.dim() == 0:
-        check_vocabulary("logits", logits)
-    if not -logits.dim() <= dim < logits.dim():
-        raise ValueError(
-            f"dim: got {dim} for logits of shape {tuple(logits.shape)}; pass {-logits.dim()} to {logits.dim() - 1}"
+    with Meeting(group) as meeting:
+        check_floating("logits", logits, "[..., V]")
+        if logits.dim() == 0:
+            check_vocabulary("logits", logits)
+        if not -logits.dim() <= dim < logits.dim():
+            raise ValueError(
+                f"dim: got {dim} for logits of shape {tuple(logits.shape)}; pass {-logits.dim()} to {logits.dim() - 1}"
+            )
+        logits = meeting.shard("logits", logits, dim)
+        q = meeting.shard("q", q, dim if isinstance(q, Tensor) and q.dim() > 1 else 0)
+        g = generator(name)
+        operator_of(g)
+        last = logits.movedim(dim, -1)
+        check_vocabulary("logits", last)
+        if isinstance(q, Tensor) and q.shape == logits.shape and q.dim() > 1:
+            q = q.movedim(dim, -1)
+        inside = working_dtype(g, logits.dtype)
+        temperature = check_positive("temperature", temperature)
+        measure = reference(q, last, inside)
+        vocab = meeting.agree(
+            last.shape[-1],
+            call=call,
+            generator=g,
+            rows=last.shape[:-1],
+            dtype=logits.dtype,
+            temperature=temperature,
+            q=measure,
+            derivative=torch.is_grad_enabled() and logits.requires_grad,
         )
-    last = logits.movedim(dim, -1)
-    check_vocabulary("logits", last)
-    if isinstance(q, Tensor) and q.shape == logits.shape and q.dim() > 1:
-        q = q.movedim(dim, -1)
-    inside = working_dtype(g, logits.dtype)
-    temperature = check_positive("temperature", temperature)
     z = last.reshape(-1, last.shape[-1]).to(inside)
-    return (z if temperature == 1 else z / temperature, reference(q, last, inside), g), tuple(last.shape), logits.dtype
+    return (z if temperature == 1 else z / temperature, measure, g, vocab), tuple(last.shape), logits.dtype
 
 
 def working_dtype(g: Generator, dtype: torch.dtype) -> torch.dtype:
@@ -199,30 +227,34 @@ def plain_derivatives() -> bool:
     return torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0
 
 
-def solve_rows(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+def solve_rows(z: Tensor, q: Tensor, g: Generator, vocab: Vocabulary = LOCAL) -> tuple[Tensor, Tensor, Tensor]:
     """p [N, V], value - best [N], and best = max(z) as a constant [N]; differentiable to any order in z.
 
     value - best rather than value: a loss subtracts the target's logit from the best one first, which is exact at any magnitude.
     """
     if plain_derivatives():
-        return _by_newton(z, q, g)
-    p, excess, best = _Solve.apply(z, q, g)  # pyright: ignore[reportGeneralTypeIssues]
+        return _by_newton(z, q, g, vocab)
+    p, excess, best = _Solve.apply(z, q, g, vocab)  # pyright: ignore[reportGeneralTypeIssues]
     return p, excess, best
 
 
-def evaluate(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
+def evaluate(d: Tensor, top: Tensor, q: Tensor, g: Generator, vocab: Vocabulary = LOCAL) -> tuple[Tensor, Tensor]:
     """p and value - best at a threshold that is right but for rounding."""
     op = operator_of(g)
     u = op.unlink(top - d)
-    return polish(q * u, q * op.spread(u)), excess_of(d, u, d < INF if g.f0 == INF else None, top, q, g)
+    p = polish(q * u, q * op.spread(u), vocab)
+    return p, excess_of(d, u, d < INF if g.f0 == INF else None, top, q, g, vocab)
 
 
-def polish(p: Tensor, w: Tensor) -> Tensor:
+def polish(p: Tensor, w: Tensor, vocab: Vocabulary = LOCAL) -> Tensor:
     """p after one Newton step that is taken on p itself: it removes the quantisation of the threshold (for KL it is p / sum p)."""
-    return (p + w * ((1 - p.sum(-1, keepdim=True)) / w.sum(-1, keepdim=True))).clamp_min(0.0)
+    mass, spread = vocab.sums(p, w)
+    return (p + w * vocab.spread((1 - mass) / spread)).clamp_min(0.0)
 
 
-def excess_of(d: Tensor, u: Tensor, live: Tensor | None, top: Tensor, q: Tensor, g: Generator) -> Tensor:
+def excess_of(
+    d: Tensor, u: Tensor, live: Tensor | None, top: Tensor, q: Tensor, g: Generator, vocab: Vocabulary = LOCAL
+) -> Tensor:
     """value - best, [N]. Stationary in top: its rounding does not matter.
 
     dual is summed per entry, since f* would cancel against f(0). Where f(0) is infinite even that cancels (by V^(1 - alpha)), and the value relative to
@@ -235,12 +267,13 @@ def excess_of(d: Tensor, u: Tensor, live: Tensor | None, top: Tensor, q: Tensor,
     safe = u if live is None else torch.where(live, u, 1.0)
     if g.f0 < INF:
         gain = q * dual(safe)
-        return (gain if live is None else torch.where(live, gain, 0.0)).sum(-1) + (g.link_one - g.f0 - top.squeeze(-1))
+        total = vocab.sum(gain if live is None else torch.where(live, gain, 0.0))
+        return (total + (g.link_one - g.f0 - top)).squeeze(-1)
     assert live is not None
-    flat = 1 / torch.where(live, q, 0.0).sum(-1, keepdim=True)
+    flat = 1 / vocab.sum(torch.where(live, q, 0.0))
     lost = q * (safe * torch.where(live, d, 0.0) + _bregman(safe, flat, g))
-    mass = torch.where(live, q * safe, 0.0).sum(-1)
-    return (mass - 1) * (top - g.link(torch.log(flat))).squeeze(-1) - torch.where(live, lost, 0.0).sum(-1)
+    mass, lost = vocab.sums(torch.where(live, q * safe, 0.0), torch.where(live, lost, 0.0))
+    return ((mass - 1) * (top - g.link(torch.log(flat))) - lost).squeeze(-1)
 
 
 def _bregman(u: Tensor, v: Tensor, g: Generator) -> Tensor:
@@ -256,45 +289,48 @@ def weights(u: Tensor, q: Tensor, g: Generator) -> Tensor:
     return torch.where(u > 0, q * operator_of(g).spread(torch.where(u > 0, u, 1.0)), 0.0)
 
 
-def jacobian(p: Tensor, direction: Tensor, q: Tensor, g: Generator) -> Tensor:
+def jacobian(p: Tensor, direction: Tensor, q: Tensor, g: Generator, vocab: Vocabulary = LOCAL) -> Tensor:
     """(diag(w) - w w^T / sum w) direction; symmetric, so the same for jvp and vjp."""
     w = weights(p / q, q, g)
-    return w * (direction - (w * direction).sum(-1, keepdim=True) / w.sum(-1, keepdim=True))
+    along, total = vocab.sums(w * direction, w)
+    return w * (direction - vocab.spread(along / total))
 
 
 class _Solve(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        best = z.amax(-1, keepdim=True)
+    def forward(z: Tensor, q: Tensor, g: Generator, vocab: Vocabulary) -> tuple[Tensor, Tensor, Tensor]:
+        best = vocab.amax(z)
         d = best - z
-        p, excess = evaluate(d, top_of(d, q, g.handle), q, g)
+        p, excess = evaluate(d, top_of(d, q, g.handle, *vocab.numbers), q, g, vocab)
         return p, excess, best.squeeze(-1)
 
     @staticmethod
     def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor, Generator], output: tuple[Tensor, Tensor, Tensor]
+        ctx: Any, inputs: tuple[Tensor, Tensor, Generator, Vocabulary], output: tuple[Tensor, Tensor, Tensor]
     ) -> None:
-        _, q, ctx.g = inputs
+        _, q, ctx.g, ctx.vocab = inputs
         ctx.save_for_backward(output[0], q)
         ctx.mark_non_differentiable(output[2])
 
     @staticmethod
-    def backward(ctx: Any, dp: Tensor, dvalue: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dp: Tensor, dvalue: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         p, q = ctx.saved_tensors
-        return jacobian(p, dp, q, ctx.g) + dvalue.unsqueeze(-1) * p, None, None
+        through_p = jacobian(p, dp, q, ctx.g, ctx.vocab)
+        return through_p + ctx.vocab.spread(dvalue.unsqueeze(-1)) * p, None, None, None
 
 
-def _by_newton(z: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _by_newton(z: Tensor, q: Tensor, g: Generator, vocab: Vocabulary = LOCAL) -> tuple[Tensor, Tensor, Tensor]:
     op = operator_of(g)
-    best = z.detach().amax(-1, keepdim=True)
+    best = vocab.amax(z.detach())
     far = best - z.detach()
-    top = top_of(far, q, g.handle)
+    top = top_of(far, q, g.handle, *vocab.numbers)
     # tokens whose probability is 0 are constants: differentiating through them would make 0 * inf
     live = op.unlink(top - far) > 0
     d = torch.where(live, best - z, 0.0)
     u = torch.where(live, op.unlink(top - d), 0.0)
-    top = top + (1 - (q * u).sum(-1, keepdim=True)) / weights(u, q, g).sum(-1, keepdim=True)
-    u = torch.where(live, op.unlink(top - d), 0.0)
-    return polish(q * u, weights(u, q, g)), excess_of(d, u, live, top, q, g), best.squeeze(-1)
+    mass, spread = vocab.sums(q * u, weights(u, q, g))
+    top = top + (1 - mass) / spread
+    u = torch.where(live, op.unlink(vocab.spread(top) - d), 0.0)
+    return polish(q * u, weights(u, q, g), vocab), excess_of(d, u, live, top, q, g, vocab), best.squeeze(-1)

@@ -9,6 +9,9 @@ generator and alpha <= 2; it crawls while S is large, so the step is taken on li
 leaves the bracket becomes a bisection step (in log u), so failure is impossible; alpha > 2 goes its own way (`steep`). Iterates approach from above, so a
 token below the support of an iterate never comes back: sparse generators drop such tokens on the way ("compaction"), and converged rows are read no more
 ("freezing").
+
+All that is known of a row is what `sums` returns. Ranks that share a vocabulary add those three numbers up at each evaluation, and no more; how many
+evaluations there are does not depend on V.
 """
 
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from .generators import Generator, by_handle, operator_of
 from .steep import steep_top
+from .vocab import LOCAL, Vocabulary
 
 EVALUATIONS = 64
 
@@ -64,6 +68,7 @@ def threshold(
     evaluate: Evaluate | None = None,
     compact: Compact | None = None,
     share: float = 0.5,
+    vocab: Vocabulary = LOCAL,
 ) -> Threshold:
     """Solve sum_j q_j unlink(top - d_j) = 1 for each row.
 
@@ -71,24 +76,30 @@ def threshold(
         d: [N, V], the distance of each logit below its row's maximum, >= 0; inf for a token outside the vocabulary. A row with NaN gives NaN.
         q: the reference measure, [], [V] or [N, V], in the dtype of d.
         g: the generator.
-        evaluate: a faster `sums` (compiled).
+        evaluate: a faster `sums` (compiled), of this shard alone.
         compact: a faster `compacted` (native).
         share: entries are dropped once no row has more than this share of them left.
+        vocab: of which d and q are a shard.
     """
-    evaluate, compact = evaluate or sums, compact or compacted
+    here, compact = evaluate or sums, compact or compacted
+    numbers = 3 if g.sparse else 2  # the support of a generator without zeros is undefined
+
+    def evaluated(d: Tensor, top: Tensor, q: Tensor) -> tuple[Tensor, ...]:
+        some = here(d, top, q, g)
+        return *vocab.across(*some[:numbers]), *some[numbers:]
+
     n = len(d)
     if g.multiplicative:
         zero = d.new_zeros(n, 1)
-        mass, _, support = evaluate(d, zero, q, g)
+        mass, _, support = evaluated(d, zero, q)
         return Threshold(-torch.log(mass), zero + 1, zero + 1, support, 1, d.numel())
     op = operator_of(g)
-    total = _total(q, d)
-    best_q = q if q.dim() == 0 else q.expand_as(d).gather(1, d.nan_to_num(0.0).argmin(1, keepdim=True))
+    total, best_q = _total(q, d, vocab), measure_of_best(d, q, vocab)
     one = d.new_ones(n, 1)
     low, high = g.link(-torch.log(total) * one), g.link(-torch.log(best_q) * one)
     if is_steep(g):
-        top, used = steep_top(d, q, g, high, evaluate)
-        mass, spread, support = evaluate(d, top, q, g)
+        top, used = steep_top(d, q, g, high, evaluated, vocab)
+        mass, spread, support = evaluated(d, top, q)
         return Threshold(top, mass, spread, support, used + 1, (used + 1) * d.numel())
     target, tolerance = g.link(-torch.log(total)), tolerance_of(d.dtype, g)
     eps = torch.finfo(d.dtype).eps
@@ -98,7 +109,7 @@ def threshold(
     top, reads, used = high, 0, 0
     for _ in range(EVALUATIONS):
         used += 1
-        mass, spread, support = evaluate(d, top, q, g)
+        mass, spread, support = evaluated(d, top, q)
         reads += d.numel()
         above = mass >= 1
         low, high = torch.where(above, low, torch.maximum(low, top)), torch.where(above, torch.minimum(high, top), high)
@@ -134,11 +145,18 @@ def is_steep(g: Generator) -> bool:
     return g.sparse and bool(operator_of(g).spread(torch.tensor(1e-9)) > 1)
 
 
-def _total(q: Tensor, d: Tensor) -> Tensor:
-    """Sum of q over the vocabulary, [] or [N, 1]."""
+def _total(q: Tensor, d: Tensor, vocab: Vocabulary) -> Tensor:
+    """Sum of q over the vocabulary, [], [1] or [N, 1]."""
+    return q * vocab.classes(d.shape[1]) if q.dim() == 0 else vocab.sum(q)
+
+
+def measure_of_best(d: Tensor, q: Tensor, vocab: Vocabulary = LOCAL) -> Tensor:
+    """q at each row's best token, the one at distance 0, [] or [N, 1]."""
     if q.dim() == 0:
-        return q * d.shape[1]
-    return q.sum(-1, keepdim=True) if q.dim() == 2 else q.sum()
+        return q
+    place = d.nan_to_num(0.0).argmin(1, keepdim=True)
+    own = q.expand_as(d).gather(1, place)
+    return vocab.amax(torch.where(d.gather(1, place) == 0, own, 0.0)) if vocab.group else own
 
 
 def tolerance_of(dtype: torch.dtype, g: Generator) -> float:
@@ -159,7 +177,7 @@ def compacted(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
     """Drop what lies outside each row's window; rows are padded with d = inf."""
     kept = d < window
     counts = kept.sum(1)
-    width = int(counts.max())
+    width = max(1, int(counts.max()))  # a shard may have none left
     row, column = kept.nonzero(as_tuple=True)
     first = torch.cumsum(counts, 0) - counts
     place = torch.arange(len(row), device=d.device) - first[row]
@@ -172,33 +190,36 @@ def compacted(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
     return packed, packed_q
 
 
-def check_reference(q: Tensor) -> None:
+def check_reference(q: Tensor, vocab: Vocabulary = LOCAL) -> None:
     """Raise ValueError unless every entry of q is positive and finite."""
-    if not bool(((q > 0) & (q < torch.inf)).all()):
-        worst = q[~((q > 0) & (q < torch.inf))].flatten()[0]
-        raise ValueError(
-            f"q: got an entry {float(worst):g}; pass positive finite numbers (mask a token by a logit of -inf)"
-        )
+    wrong = ~((q > 0) & (q < torch.inf))
+    found = vocab.found(wrong) if q.dim() else LOCAL.found(wrong)
+    if found is not None:
+        entry = f"an entry {float(q[wrong].flatten()[0]):g}" if bool(wrong.any()) else "a wrong entry"
+        raise ValueError(f"q: got {entry}{found}; pass positive finite numbers (mask a token by a logit of -inf)")
 
 
 @torch.library.custom_op("fenchel::top", mutates_args=())
-def top_of(d: Tensor, q: Tensor, number: int) -> Tensor:
+def top_of(
+    d: Tensor, q: Tensor, number: int, group: str = "", offset: int = 0, size: int = 0, widest: int = 0
+) -> Tensor:
     """`threshold(...).top`, opaque to the compiler and to functorch: its loop and its checks depend on the data."""
-    check_reference(q)
-    return threshold(d, q, by_handle(number)).top
+    vocab = Vocabulary(group, offset, size, widest)
+    check_reference(q, vocab)
+    return threshold(d, q, by_handle(number), vocab=vocab).top
 
 
 @top_of.register_fake
-def _(d: Tensor, q: Tensor, number: int) -> Tensor:
+def _(d: Tensor, q: Tensor, number: int, *shard: Any) -> Tensor:
     return d.new_empty(d.shape[0], 1)
 
 
 @top_of.register_vmap
-def _(info: Any, dims: tuple[int | None, int | None, None], d: Tensor, q: Tensor, number: int) -> tuple[Tensor, int]:
+def _(info: Any, dims: tuple[int | None, ...], d: Tensor, q: Tensor, number: int, *shard: Any) -> tuple[Tensor, int]:
     d = d.expand(info.batch_size, *d.shape) if dims[0] is None else d.movedim(dims[0], 0)
     if dims[1] is not None or q.dim() == 2:
         q = q.unsqueeze(0) if dims[1] is None else q.movedim(dims[1], 0)
         while q.dim() < 3:
             q = q.unsqueeze(1)
         q = q.expand_as(d).reshape(-1, d.shape[-1])
-    return top_of(d.reshape(-1, d.shape[-1]), q, number).view(info.batch_size, -1, 1), 0
+    return top_of(d.reshape(-1, d.shape[-1]), q, number, *shard).view(info.batch_size, -1, 1), 0

@@ -1,7 +1,9 @@
 """The threshold where f' is flat at 0 (alpha > 2): the probability of a token jumps up as it enters the support, and Newton's tangents mislead.
 
-The tokens' distances are sorted; bisection over *tokens* finds the last one to enter; between it and the next, S is close to linear in that token's own u,
-and Newton on u, kept in its bracket, takes a few steps. At most log2(V) + 22 evaluations.
+Bisection on the threshold stops where no token lies between its ends: then it is known which token was the last to enter. Between that one and the next, S is
+close to linear in the last one's own u, and Newton on u, kept in its bracket, takes a few steps. The middle is that of the numbers for as many steps as they
+have digits, which finds the last of V tokens that are spread out in about log2(V); then that of their bit patterns, of which there are few however close the
+tokens are.
 """
 
 from collections.abc import Callable
@@ -10,33 +12,35 @@ import torch
 from torch import Tensor
 
 from .generators import Generator, operator_of
+from .vocab import LOCAL, Vocabulary
 
 STEPS = 22
 
 
 def steep_top(
-    d: Tensor, q: Tensor, g: Generator, high: Tensor, evaluate: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    d: Tensor,
+    q: Tensor,
+    g: Generator,
+    high: Tensor,
+    evaluate: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
+    vocab: Vocabulary = LOCAL,
 ) -> tuple[Tensor, int]:
-    """top [N, 1] as `solve.threshold` finds it, and the evaluations taken. high: the right end of the bracket."""
-    ranked, order = d.sort(1)
-    q = q if q.dim() == 0 else q.expand_as(d).gather(1, order)
-    first, last = order.new_zeros(len(d), 1), order.new_full((len(d), 1), d.shape[1])
-    used = 0
-    while bool((last - first > 1).any()):
-        middle = (first + last) // 2
-        mass, _, _ = evaluate(ranked, g.edge + ranked.gather(1, middle), q, g)
-        used += 1
-        below = (mass < 1) & (middle > first)
-        first, last = torch.where(below, middle, first), torch.where(below | (middle == first), last, middle)
-    newest = ranked.gather(1, first)
-    following = ranked.gather(1, last.clamp_max(d.shape[1] - 1))
-    ceiling = torch.where(last < d.shape[1], torch.minimum(high, g.edge + following), high)
+    """top [N, 1] as `solve.threshold` finds it, and the evaluations taken.
+
+    Args:
+        high: the right end of the bracket.
+        evaluate: `solve.sums` over the whole vocabulary, of d, a threshold and q.
+    """
+    last, used = _last_to_enter(d, q, g, high, evaluate)
+    [newest] = vocab.maxima(torch.where(d <= last, d, 0.0))
+    [following] = vocab.maxima(torch.where(d > last, -d, -torch.inf))
+    ceiling = torch.minimum(high, g.edge - following)
     op = operator_of(g)
     tiny = torch.finfo(d.dtype).tiny
     low, u = torch.zeros_like(newest), op.unlink(ceiling - newest)
     end, top = u, ceiling
     for _ in range(STEPS):
-        mass, spread, _ = evaluate(ranked, top, q, g)
+        mass, spread, _ = evaluate(d, top, q)
         used += 1
         low, end = torch.where(mass < 1, u, low), torch.where(mass < 1, end, u)
         new = u - (mass - 1) * op.spread(u.clamp_min(tiny)) / spread
@@ -47,3 +51,30 @@ def steep_top(
         top = newest + g.link(torch.log(u.clamp_min(tiny)))
     # the newest token's u may be lost in the rounding of top; as long as it is in the support, `operators.polish` restores it
     return torch.maximum(top, torch.nextafter(g.edge + newest, torch.full_like(newest, torch.inf))), used
+
+
+def _last_to_enter(
+    d: Tensor, q: Tensor, g: Generator, high: Tensor, evaluate: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+) -> tuple[Tensor, int]:
+    """[N, 1], a distance at which S < 1 and above which the first token has S >= 1; and the evaluations taken.
+
+    Distances are not negative, so their bit patterns are ordered as they are.
+    """
+    bits, digits = (torch.int64, 52) if d.dtype == torch.float64 else (torch.int32, 23)
+    # with top at the smallest distance of all, those at 0 are in: S < 1 unless they are enough
+    low, high = torch.zeros_like(high), high - g.edge
+    middle = low.view(bits).add(1).view(d.dtype)
+    _, _, above = evaluate(d, g.edge + high, q)
+    below = torch.zeros_like(above)
+    used = 1
+    for step in range(digits + 8 * d.element_size() + 2):
+        mass, _, support = evaluate(d, g.edge + middle, q)
+        used += 1
+        enters = mass < 1
+        low, below = torch.where(enters, middle, low), torch.where(enters, support, below)
+        high, above = torch.where(enters, high, middle), torch.where(enters, above, support)
+        ends = low.view(bits), high.view(bits)
+        if bool(((below == above) | (ends[1] - ends[0] <= 1) | mass.isnan()).all()):
+            break
+        middle = (low + high) / 2 if step < digits else (ends[0] + (ends[1] - ends[0]) // 2).view(d.dtype)
+    return low, used

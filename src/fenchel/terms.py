@@ -161,7 +161,7 @@ def row_divergence(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """D_f(p||q) [...], and its derivatives in log p and in log q [..., V], None where not asked for.
 
-    `through_softmax` takes the derivatives to logits.
+    `through_softmax` takes the derivatives to logits. Of a shard of the vocabulary, D_f is its share.
 
     Args:
         log_p, log_q: [..., V] float32 or float64 log-probabilities.

@@ -13,6 +13,7 @@ from fenchel.generators import Generator, generator, operator_of
 from fenchel.head import divergence_tiles, logp, programs, tiles
 from fenchel.head.emit import Unwritable
 from fenchel.operators import polish
+from fenchel.vocab import LOCAL
 from tests.table import DISTINCT, over
 
 COMPILER = shutil.which((os.environ.get("CC") or "cc").split()[0]) is not None
@@ -162,7 +163,7 @@ def test_finished_tiles_equal_the_functions(case):
     g = case.g
 
     def finish(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor) -> Tensor:
-        return tiles.finish_(d, top, shift, q, c, g)
+        return tiles.finish_(d, top, shift, q, c, tiles.Operator(g))
 
     for dtype, d, q in [(t, d, q) for t in computed_in(g) for d, q in _cases(t)]:
         found = solve.threshold(d, q, g)
@@ -185,10 +186,10 @@ def test_two_tiles_equal_the_functions(case, needed):
     zp, zq = torch.randn(2, 6, 333) * 3
     zp[0, 100:], zq[1, 7] = -INF, -INF
     c = torch.linspace(0.5, 1, 6).unsqueeze(1)
-    fn = divergence_tiles._rows_(case.g, 0.0, needed, torch.float64, True)
+    of = divergence_tiles.Divergence(divergence_tiles.scalars_of(case.g, 0.0), needed, torch.float64, True)
     wide = [x.double() for x in (zp, zq, c)]
-    want = fn(*wide, None)
-    made = programs.program(lambda *x: fn(*x, None), tuple(x.double() for x in (zp, zq, c)))
+    want = divergence_tiles.rows_(*wide, of)
+    made = programs.program(lambda *x: divergence_tiles.rows_(*x, of), tuple(x.double() for x in (zp, zq, c)))
     given = [x.double() for x in (zp, zq, c)]
     got = made(*given)
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
@@ -201,10 +202,10 @@ def test_log_probabilities_equal_the_functions(dtype):
     torch.manual_seed(4)
     z, c = torch.randn(6, 900, dtype=dtype) * 4, torch.randn(6, 3, dtype=dtype)
     plain, given = z.double(), z.clone()
-    want = logp._gradient_(plain, c.double(), None)
+    want = logp._gradient_(plain, c.double(), LOCAL)
 
     def gradient(z: Tensor, c: Tensor) -> Any:
-        return logp._gradient_(z, c, None)
+        return logp._gradient_(z, c, LOCAL)
 
     got = programs.program(gradient, (given, c))(given, c)
     eps = torch.finfo(dtype).eps

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..agreement import Meeting, ProcessGroup
 from ..checks import check_positive, check_reduction
 from ..generators import Generator, by_handle
 from ..generators import generator as named
 from ..terms import check_skew, terms
+from ..vocab import LOCAL, Vocabulary
 from .derived import rows_of, total
 from .divergence_tiles import divergence_
 from .opaque import one_by_one, returned, unmade
-from .pairs import OneHead, rows_that_count, two_heads
-from .projection import MEMORY, logits_of, rows_per_tile
+from .pairs import OneHead, rows_that_count, two_heads, two_shards
+from .projection import MEMORY, logits_of, ranks_share, rows_per_tile
 from .rows import slices_of
 from .sweep import Head, sweep
 
@@ -26,6 +28,8 @@ __all__ = ["linear_divergence"]
 
 # bytes of one head's logits that are worked on at once: the row function has half a dozen temporaries where it is compiled, two dozen elsewhere
 BLOCK_BYTES = 2**21
+# and on a group, where each block costs its all-reduces
+SHARED_BLOCK_BYTES = 2**24
 
 
 def linear_divergence(
@@ -41,6 +45,7 @@ def linear_divergence(
     vocabulary: int | None = None,
     reduction: str = "none",
     memory: int = MEMORY,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """D_f(p || skew p + (1 - skew) q) of p, q = softmax(z / T), z = cap(scale (hidden @ weight.T + bias)) never stored.
 
@@ -57,12 +62,16 @@ def linear_divergence(
             different V without it raise.
         reduction: "none" ([...]), "sum", or "mean" over the rows that count; 0, differentiable, if none does.
         memory: bytes that a tile of both heads' logits may take.
+        group: the ranks that share the vocabulary (docs/parallel.md): weights and biases are then this rank's shard, of the same classes for both heads;
+            hidden states and mask are the same on every rank, whole. Not needed for DTensors, which say it themselves.
 
     Returns:
         [...] or a scalar, float32 at least; >= 0. Any upstream gradient is right; "mean" and "sum" make their gradients in the forward pass.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices that do not fit, vocabularies that differ, an unknown generator.
+        ValueError, TypeError: shapes, dtypes or devices that do not fit, vocabularies that differ, an unknown generator; ranks of a group that disagree,
+            on each of them.
+        RuntimeError: a sharded vocabulary under torch.compile.
 
     Example:
         >>> teacher, student = (torch.randn(6, 16), torch.randn(50, 16)), (torch.randn(6, 8), torch.randn(50, 8))
@@ -73,15 +82,33 @@ def linear_divergence(
 
     Source: as `fenchel.divergence`; DistiLLM, arXiv 2402.03898, for the skew.
     """
-    g = named(generator)
-    temperature, skew = check_positive("temperature", temperature), check_skew(skew)
-    check_reduction(reduction)
-    pair = two_heads(("p", "q"), p, q, softcap, scale, vocabulary)
-    heads, caps, scales, lead = pair.heads, pair.softcap, pair.scale, pair.lead
-    counted = rows_that_count(mask, lead, heads[0][0].device)
-    flat = [x for h, w, b in heads for x in (h.reshape(-1, h.shape[-1]), w, b)]
-    tile = PairTile(g, skew, temperature, caps, scales, rows_per_tile(len(heads[0][1]), 32, memory))
-    call = DivergenceCall(g, skew, temperature, caps, scales, memory, tile)
+    with Meeting(group) as meeting:
+        p, q, mask = two_shards(meeting, ("p", "q"), p, q, mask, vocabulary)
+        g = named(generator)
+        temperature, skew = check_positive("temperature", temperature), check_skew(skew)
+        check_reduction(reduction)
+        pair = two_heads(("p", "q"), p, q, softcap, scale, vocabulary)
+        heads, caps, scales, lead = pair.heads, pair.softcap, pair.scale, pair.lead
+        counted = rows_that_count(mask, lead, heads[0][0].device)
+        v = len(heads[0][1])
+        vocab = meeting.agree(
+            v,
+            {"mask": counted},
+            {"p": heads[0][0], "q": heads[1][0]},
+            call="linear_divergence",
+            generator=g,
+            temperature=temperature,
+            skew=skew,
+            softcap=caps,
+            scale=scales,
+            reduction=reduction,
+            memory=memory,
+            of_p=ranks_share(*heads[0]),
+            of_q=ranks_share(*heads[1]),
+        )
+    flat = [x for h, w, b in heads for x in (vocab.spread(h.reshape(-1, h.shape[-1])), w, b)]
+    tile = PairTile(g, skew, temperature, caps, scales, rows_per_tile(vocab.width(v), 32, memory), vocab)
+    call = DivergenceCall(g, skew, temperature, caps, scales, memory, tile, vocab)
     if reduction == "none":
         return rows_of(call, *flat, counted).view(lead)
     size = counted.sum().clamp_min(1) if reduction == "mean" else counted.new_ones((), dtype=torch.int64)
@@ -106,6 +133,7 @@ class PairTile:
     caps: tuple[float | None, float | None]
     scales: tuple[float, float]
     rows: int
+    vocab: Vocabulary = LOCAL
     shared = (1, 2, 4, 5)
 
     def __call__(
@@ -114,8 +142,8 @@ class PairTile:
         logs = []
         for h, w, b, cap, scale in zip((hp, hq), (wp, wq), (bp, bq), self.caps, self.scales, strict=True):
             z = logits_of(torch.where(counted.unsqueeze(1), h, 0.0), w, b, cap, scale).to(_wide(hp, hq))
-            logs.append(torch.log_softmax(z if self.temperature == 1 else z / self.temperature, 1))
-        return torch.where(counted, terms(logs[0], logs[1], self.g, self.skew).sum(1), 0.0)
+            logs.append(self.vocab.log_softmax(z if self.temperature == 1 else z / self.temperature))
+        return torch.where(counted, self.vocab.sum(terms(logs[0], logs[1], self.g, self.skew)).squeeze(1), 0.0)
 
     def slices(self, n: int) -> list[slice]:
         return slices_of(n, self.rows)
@@ -132,12 +160,13 @@ class DivergenceCall:
     scales: tuple[float, float]
     memory: int
     tile: PairTile
+    vocab: Vocabulary = LOCAL
     free = 6
     constants = 0
 
     def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> Any:
         numbers = (self.g.handle, self.skew, self.temperature, *self.caps, *map(float, self.scales), self.memory)
-        return _divergence(*tensors, c, *numbers, want)  # pyright: ignore[reportArgumentType]
+        return _divergence(*tensors, c, *numbers, *self.vocab.numbers, want)  # pyright: ignore[reportArgumentType]
 
 
 @torch.library.custom_op("fenchel::divergence", mutates_args=())
@@ -158,19 +187,23 @@ def _divergence(
     scale_p: float,
     scale_q: float,
     memory: int,
+    group: str,
+    offset: int,
+    classes: int,
+    widest: int,
     want: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Per-row divergences, and the wanted gradients of sum_i c_i D_i (empty tensors for the others)."""
     keep = counted.nonzero().squeeze(1)
-    dtype = _wide(hp, hq)
+    dtype, vocab = _wide(hp, hq), Vocabulary(group, offset, classes, widest)
     heads = [
         Head(hp[keep], wp, bp, cap_p, scale_p, (want[0], want[1], want[2])),
         Head(hq[keep], wq, bq, cap_q, scale_q, (want[3], want[4], want[5])),
     ]
     kernel = DivergenceKernel(
-        by_handle(number), skew, temperature, (any(want[:3]), any(want[3:])), dtype, len(keep) * len(wp)
+        by_handle(number), skew, temperature, (any(want[:3]), any(want[3:])), dtype, len(keep) * len(wp), vocab
     )
-    part, totals = sweep(heads, kernel, None if c is None else c[keep].to(dtype), memory)
+    part, totals = sweep(heads, kernel, None if c is None else c[keep].to(dtype), memory, vocab=vocab)
     rows = torch.zeros(len(counted), dtype=dtype, device=hp.device).index_copy_(0, keep, part.to(dtype))
     out = returned(totals[0] + totals[1], (hp, wp, bp, hq, wq, bq), keep)
     return rows, out[0], out[1], out[2], out[3], out[4], out[5]
@@ -205,6 +238,7 @@ class DivergenceKernel:
     needed: tuple[bool, bool]
     dtype: torch.dtype
     entries: int
+    vocab: Vocabulary = LOCAL
 
     def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, None]:
         if self.temperature != 1:
@@ -213,11 +247,8 @@ class DivergenceKernel:
             c = None if c is None else c / self.temperature
         c = None if c is None else c.to(self.dtype).unsqueeze(1)
         zp, zq = logits
-        step = max(1, BLOCK_BYTES // (zp.shape[1] * zp.element_size()))
+        bytes_at_once = SHARED_BLOCK_BYTES if self.vocab.group else BLOCK_BYTES
+        step = max(1, bytes_at_once // (self.vocab.width(zp.shape[1]) * zp.element_size()))
+        of = (self.needed, self.g, self.skew, self.entries, self.vocab)
         parts = [slice(i, i + step) for i in range(0, len(zp), step)]
-        return torch.cat(
-            [
-                divergence_(zp[s], zq[s], None if c is None else c[s], self.needed, self.g, self.skew, self.entries)
-                for s in parts
-            ]
-        ), None
+        return torch.cat([divergence_(zp[s], zq[s], None if c is None else c[s], *of) for s in parts]), None

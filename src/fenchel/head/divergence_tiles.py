@@ -3,21 +3,47 @@
 Where tiles are compiled, all of the row mathematics of `terms` for a generator becomes a few loops.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..generators import Generator
-from ..terms import row_divergence, scalars, skewed
+from ..terms import Scalars, row_divergence, scalars, skewed
+from ..vocab import LOCAL, Vocabulary
 from .tiles import compiles, tile_function
 
-__all__ = ["divergence_"]
+__all__ = ["Divergence", "divergence_", "rows_", "scalars_of"]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence of two tiles that are a shard of a vocabulary.
+
+    Attributes:
+        f: its scalar functions.
+        needed: whose gradient is: p's, q's.
+        wide: what it is computed in.
+        fused: for a compiler that fuses elementwise work.
+    """
+
+    f: Scalars
+    needed: tuple[bool, bool]
+    wide: torch.dtype
+    fused: bool
+    vocab: Vocabulary = LOCAL
 
 
 def divergence_(
-    zp: Tensor, zq: Tensor, c: Tensor | None, needed: tuple[bool, bool], g: Generator, skew: float, entries: int
+    zp: Tensor,
+    zq: Tensor,
+    c: Tensor | None,
+    needed: tuple[bool, bool],
+    g: Generator,
+    skew: float,
+    entries: int,
+    vocab: Vocabulary,
 ) -> Tensor:
     """D_f(p||q) [n] of two tiles of logits.
 
@@ -25,35 +51,26 @@ def divergence_(
     """
     wide = torch.promote_types(zp.dtype, zq.dtype)
     needed = needed if c is not None else (False, False)
-    fn = tile_function(_rows_(g, skew, needed, wide, compiles(entries)), None, entries)
+    fn = tile_function(rows_, Divergence(scalars_of(g, skew), needed, wide, compiles(entries), vocab), entries)
     return fn(zp, zq, zp.new_ones(len(zp), 1) if c is None else c)
 
 
+def rows_(zp: Tensor, zq: Tensor, c: Tensor, of: Divergence) -> Tensor:
+    """Two tiles of logits and c [n, 1] -> the divergences; the tiles that need it become c times their gradient."""
+    best = of.vocab.maxima(zp, zq)
+    spread = [s.log() for s in of.vocab.sums((zp - best[0]).exp(), (zq - best[1]).exp())]
+    logs = [(z - b - s).to(of.wide) for z, b, s in zip((zp, zq), best, spread, strict=True)]
+    grad_p, grad_q = of.needed
+    out, *grads = row_divergence(logs[0], logs[1], of.f, grad_p=grad_p, grad_q=grad_q, fused=of.fused)
+    kept = [(z, d, b, s) for z, d, b, s in zip((zp, zq), grads, best, spread, strict=True) if d is not None]
+    total, *totals = of.vocab.across(out.unsqueeze(1), *(d.sum(1, keepdim=True) for _, d, _, _ in kept))
+    new = [c * (d - torch.exp(z - b - s) * t) for (z, d, b, s), t in zip(kept, totals, strict=True)]
+    for (z, *_), x in zip(kept, new, strict=True):
+        z.copy_(x)
+    return total.squeeze(1)
+
+
 @lru_cache(maxsize=128)
-def _rows_(
-    g: Generator, skew: float, needed: tuple[bool, bool], wide: torch.dtype, fused: bool
-) -> Callable[..., Tensor]:
-    """Two tiles of logits and c [n, 1] -> the divergences; the tiles that need it become c times their gradient.
-
-    One object for all calls: what is compiled for it is found by it.
-    """
-    f = scalars(skewed(g, skew))
-
-    def rows(zp: Tensor, zq: Tensor, c: Tensor, _: None) -> Tensor:
-        logs, scales = [], []
-        for z in (zp, zq):
-            best = z.amax(1, keepdim=True)
-            spread = (z - best).exp().sum(1, keepdim=True).log()
-            logs.append((z - best - spread).to(wide))
-            scales.append((best, spread))
-        out, *grads = row_divergence(logs[0], logs[1], f, grad_p=needed[0], grad_q=needed[1], fused=fused)
-        new = [
-            None if grad is None else c * (grad - torch.exp(z - best - spread) * grad.sum(1, keepdim=True))
-            for z, grad, (best, spread) in zip((zp, zq), grads, scales, strict=True)
-        ]
-        for z, x in zip((zp, zq), new, strict=True):
-            if x is not None:
-                z.copy_(x)
-        return out
-
-    return rows
+def scalars_of(g: Generator, skew: float) -> Scalars:
+    """The scalar functions of a generator's skewed form: one object for all calls, by which what is compiled for it is found."""
+    return scalars(skewed(g, skew))

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..agreement import Meeting, ProcessGroup
 from ..checks import check_positive
-from ..losses.fenchel_young import check_target
+from ..losses.fenchel_young import check_target, check_values
+from ..vocab import LOCAL, Vocabulary
 from .derived import rows_of
 from .opaque import one_by_one, returned, unmade
-from .projection import MEMORY, autocast, check_head, rows_per_tile
+from .projection import MEMORY, autocast, check_head, ranks_share, rows_per_tile
 from .rows import Tile
 from .sweep import Head, sweep
 from .tiles import tile_function
@@ -51,6 +53,7 @@ def linear_logp(
     temperature: float = 1.0,
     ignore_index: int = -100,
     memory: int = MEMORY,
+    group: ProcessGroup | None = None,
 ) -> LogProbabilities:
     """log p_target, entropy and logsumexp of p = softmax(z / T), z = cap(scale (hidden @ weight.T + bias)) never stored.
 
@@ -66,12 +69,15 @@ def linear_logp(
         temperature: T > 0, the sampling temperature: all three results are those of the tempered distribution.
         ignore_index: positions with this class give 0 and no gradient, and are dropped before the first product.
         memory: bytes that a tile of logits may take.
+        group: the ranks that share the vocabulary (docs/parallel.md): weight and bias are then this rank's shard; hidden and target are the same on
+            every rank, whole. Not needed for DTensors, which say it themselves.
 
     Returns:
         `LogProbabilities`, each [...].
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices that do not fit, a class outside [0, V).
+        ValueError, TypeError: shapes, dtypes or devices that do not fit, a class outside [0, V); ranks of a group that disagree, on each of them.
+        RuntimeError: a sharded vocabulary under torch.compile.
 
     Example:
         >>> hidden, weight = torch.randn(3, 8), torch.randn(50, 8)
@@ -82,17 +88,31 @@ def linear_logp(
 
     Source: as TRL's and verl's fused log-probabilities; the entropy's gradient is -p (log p + H).
     """
-    temperature = check_positive("temperature", temperature)
-    hidden, weight, bias = autocast(hidden, weight, bias)
-    lead = check_head(hidden, weight, bias, softcap, scale)
-    y, indices = check_target(torch.Size((*lead, len(weight))), target, ignore_index, hidden.dtype)
-    if not indices:
-        raise TypeError(f"target: got dtype {target.dtype}; pass class indices {list(lead)} (int64)")
-    tile = Tile(
-        _Rows(temperature, ignore_index), softcap, float(scale), rows_per_tile(len(weight), 16, memory), ignore_index
-    )
-    call = LogpCall(temperature, ignore_index, softcap, float(scale), memory, tile)
-    out = rows_of(call, hidden.reshape(-1, hidden.shape[-1]), weight, bias, y)
+    with Meeting(group) as meeting:
+        hidden, weight = meeting.whole("hidden", hidden), meeting.shard("weight", weight)
+        bias, target = meeting.shard("bias", bias), meeting.whole("target", target)
+        temperature = check_positive("temperature", temperature)
+        hidden, weight, bias = autocast(hidden, weight, bias)
+        lead = check_head(hidden, weight, bias, softcap, scale)
+        y, indices = check_target(torch.Size((*lead, len(weight))), target, ignore_index, hidden.dtype)
+        if not indices:
+            raise TypeError(f"target: got dtype {target.dtype}; pass class indices {list(lead)} (int64)")
+        vocab = meeting.agree(
+            len(weight),
+            {"target": y},
+            {"hidden": hidden},
+            call="linear_logp",
+            softcap=softcap,
+            scale=scale,
+            temperature=temperature,
+            ignore_index=ignore_index,
+            memory=memory,
+            **ranks_share(hidden, weight, bias),
+        )
+    rows = rows_per_tile(vocab.width(len(weight)), 16, memory)
+    tile = Tile(_Rows(temperature, ignore_index, vocab), softcap, float(scale), rows, ignore_index)
+    call = LogpCall(temperature, ignore_index, softcap, float(scale), memory, tile, vocab)
+    out = rows_of(call, vocab.spread(hidden.reshape(-1, hidden.shape[-1])), weight, bias, y)
     logp, entropy, lse = out.unbind(1)
     return LogProbabilities(logp.view(lead), entropy.view(lead), lse.view(lead))
 
@@ -103,14 +123,15 @@ class _Rows:
 
     temperature: float
     ignore_index: int
+    vocab: Vocabulary
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
         counted = (y != self.ignore_index).unsqueeze(1)
         z = torch.where(counted, z if self.temperature == 1 else z / self.temperature, 0.0)
-        log_p = torch.log_softmax(z, 1)
-        own = log_p.gather(1, torch.where(counted, y.unsqueeze(1), 0)).squeeze(1)
-        entropy = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(1)
-        return torch.where(counted, torch.stack((own, entropy, torch.logsumexp(z, 1)), 1), 0.0)
+        log_p = self.vocab.log_softmax(z)
+        own = self.vocab.pick(log_p, torch.where(counted, y.unsqueeze(1), 0).squeeze(1))
+        entropy = -self.vocab.sum(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).squeeze(1)
+        return torch.where(counted, torch.stack((own, entropy, self.vocab.logsumexp(z)), 1), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +144,13 @@ class LogpCall:
     scale: float
     memory: int
     tile: Tile
+    vocab: Vocabulary = LOCAL
     free = 3
     constants = 0
 
     def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> Any:
-        return _logp(*tensors, c, self.temperature, self.ignore_index, self.softcap, self.scale, self.memory, want)  # pyright: ignore[reportArgumentType]
+        numbers = (self.temperature, self.ignore_index, self.softcap, self.scale, self.memory, *self.vocab.numbers)
+        return _logp(*tensors, c, *numbers, want)  # pyright: ignore[reportArgumentType]
 
 
 @torch.library.custom_op("fenchel::logp", mutates_args=())
@@ -142,14 +165,19 @@ def _logp(
     softcap: float | None,
     scale: float,
     memory: int,
+    group: str,
+    offset: int,
+    classes: int,
+    widest: int,
     want: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """[N, 3]: log-probability, entropy and logsumexp; and the wanted gradients of sum(c rows), c [N, 3] (empty tensors for the others)."""
-    torch.ops.fenchel.check_labels(y, len(weight), ignore_index)
+    vocab = Vocabulary(group, offset, classes, widest)
+    check_values(y, len(weight), ignore_index, vocab)
     keep = (y != ignore_index).nonzero().squeeze(1)
     head = Head(hidden[keep], weight, bias, softcap, scale, (want[0], want[1], want[2]))
-    kernel = LogpKernel(y[keep], temperature, len(keep) * len(weight))
-    part, [grads] = sweep([head], kernel, None if c is None else c[keep].to(head.dtype), memory, kernel.spare)
+    kernel = LogpKernel(y[keep], temperature, len(keep) * len(weight), vocab)
+    part, [grads] = sweep([head], kernel, None if c is None else c[keep].to(head.dtype), memory, kernel.spare, vocab)
     rows = torch.zeros(len(y), 3, dtype=head.dtype, device=y.device)
     if len(keep):
         rows.index_copy_(0, keep, part)
@@ -179,39 +207,40 @@ class LogpKernel:
     y: Tensor
     temperature: float
     entries: int
+    vocab: Vocabulary = LOCAL
     spare = 1
 
     def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, None]:
-        z, y = logits[0], self.y[rows].unsqueeze(1)
+        z, y = logits[0], self.y[rows]
         if self.temperature != 1:
             z /= self.temperature
-        own = z.gather(1, y)
+        own = self.vocab.pick(z, y).unsqueeze(1)
         if c is None:
-            best, spread, entropy = tile_function(_values, None, self.entries)(z)
+            best, spread, entropy = tile_function(_values, self.vocab, self.entries)(z)
         else:
             c = c / self.temperature
-            best, spread, entropy = tile_function(_gradient_, None, self.entries)(z, c)
-            z.scatter_add_(1, y, c[:, :1])
+            best, spread, entropy = tile_function(_gradient_, self.vocab, self.entries)(z, c)
+            self.vocab.add_at_(z, y, c[:, 0])
         return torch.cat(((own - best) - spread, entropy, best + spread), 1), None
 
 
-def _values(z: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+def _values(z: Tensor, vocab: Vocabulary) -> tuple[Tensor, Tensor, Tensor]:
     """The largest logit, logsumexp less it, and the entropy, each [n, 1]."""
-    _p, _log_p, best, spread, entropy = _softmax(z)
+    _p, _log_p, best, spread, entropy = _softmax(z, vocab)
     return best, spread, entropy
 
 
-def _gradient_(z: Tensor, c: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor]:
+def _gradient_(z: Tensor, c: Tensor, vocab: Vocabulary) -> tuple[Tensor, Tensor, Tensor]:
     """`_values`; z becomes p (c_lse - c_logp - c_H (log p + H))."""
-    p, log_p, best, spread, entropy = _softmax(z)
+    p, log_p, best, spread, entropy = _softmax(z, vocab)
     own, of_entropy, of_lse = (x.unsqueeze(1) for x in c.unbind(1))
     z.copy_(p * (of_lse - own - of_entropy * (log_p + entropy)))
     return best, spread, entropy
 
 
-def _softmax(z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    best = z.amax(1, keepdim=True)
-    spread = torch.log(torch.exp(z - best).sum(1, keepdim=True))
+def _softmax(z: Tensor, vocab: Vocabulary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    best = vocab.amax(z)
+    spread = torch.log(vocab.sum(torch.exp(z - best)))
     log_p = (z - best - spread).clamp_min(-FAR)
     p = log_p.exp()
-    return p, log_p, best, spread, -(p * log_p).sum(1, keepdim=True)
+    return p, log_p, best, spread, -vocab.sum(p * log_p)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..agreement import Meeting
 from .projection import MEMORY, autocast, check_head, logits_of, rows_per_tile
 from .rows import RowFunction, Rows, applied, slices_of
 
@@ -133,6 +134,27 @@ def two_heads(
     if one[0].device != two[0].device:
         raise ValueError(f"{names[1]}: got device {two[0].device}, {names[0]} is on {one[0].device}; move one of them")
     return Pair(_common(names, one, two, vocabulary), caps, scales, lead)
+
+
+def two_shards(
+    meeting: Meeting, names: tuple[str, str], first: Any, second: Any, mask: Any, vocabulary: int | None
+) -> tuple[Any, Any, Any]:
+    """Both heads and the mask, this rank's part of what is a DTensor.
+
+    Raises:
+        ValueError: a layout that does not fit, or a vocabulary to be cut that is sharded.
+    """
+    heads = []
+    for name, head in zip(names, (first, second), strict=True):
+        if isinstance(head, (tuple, list)) and len(head) in (2, 3):
+            hidden, *shards = head
+            head = (meeting.whole(name, hidden), *(meeting.shard(name, x) for x in shards))
+        heads.append(head)
+    if meeting.group is not None and vocabulary is not None:
+        raise ValueError(
+            f"vocabulary: got {vocabulary} for heads that are sharded; leave it out, and mask tokens that one model lacks by a bias of -inf"
+        )
+    return heads[0], heads[1], meeting.whole("mask", mask)
 
 
 def _one_or_two(name: str, x: Any) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..agreement import is_sharded
 from ..checks import check_floating, check_positive
 
 # bytes of a head's logits that exist at once: large enough that matrix products run at full speed, small beside any model
@@ -40,6 +41,10 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: flo
     """
     check_floating("hidden", hidden, "[..., D]")
     check_floating("weight", weight, "[V, D]")
+    if is_sharded(weight) or is_sharded(hidden):
+        raise TypeError(
+            "weight: got a DTensor, this head needs the whole vocabulary; pass weight.full_tensor(), or call the loss in the forward of its module"
+        )
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(
             f"weight: got shape {tuple(weight.shape)}; pass [V, D] with V, D >= 1 (a Linear layer's weight)"
@@ -63,6 +68,18 @@ def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: flo
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale == 0:
         raise ValueError(f"scale: got {scale!r}; pass a finite number other than 0")
     return hidden.shape[:-1]
+
+
+def ranks_share(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> dict[str, Any]:
+    """What ranks that share a head's vocabulary must agree on beside their labels and options."""
+    tensors = {"hidden": hidden, "weight": weight, "bias": bias}
+    return {
+        "hidden": (tuple(hidden.shape), hidden.dtype),
+        "weight": (weight.shape[1], weight.dtype),
+        "bias": None if bias is None else bias.dtype,
+        "requires_grad": torch.is_grad_enabled()
+        and [n for n, x in tensors.items() if x is not None and x.requires_grad],
+    }
 
 
 def rows_per_tile(v: int, itemsize: int, memory: int) -> int:

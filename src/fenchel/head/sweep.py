@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..vocab import LOCAL, Vocabulary
 from . import kernels
 from .kernels import Rows
 from .projection import add_gradients, large_pages, logits_into, pull_logits_, rows_per_tile
@@ -44,19 +45,16 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class Sparse:
-    """A gradient c (p - y) with few entries: c p in CSR, and what is subtracted at the target."""
+    """A gradient c (p - y) with few entries: c p in CSR, and -c y."""
 
     p: Rows
-    y: Tensor
-    c: Tensor
+    target: Rows
 
     def add(
         self, head: Head, hidden: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None
     ) -> None:
         """Multiplies back, as `projection.add_gradients`."""
-        n, v = self.p.shape
-        target = Rows(torch.arange(n + 1, device=self.y.device), self.y.to(torch.int32), -self.c, v)
-        for rows in (self.p, target):
+        for rows in (self.p, self.target):
             rows = rows if head.scale == 1 else rows.with_vals(rows.vals * head.scale)
             if d_hidden is not None:
                 kernels.rows_times(rows, head.weight, out=d_hidden)
@@ -67,25 +65,29 @@ class Sparse:
 
 
 def sweep(
-    heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int = 0
+    heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int = 0, vocab: Vocabulary = LOCAL
 ) -> tuple[Tensor, list[list[Tensor | None]]]:
     """Values of all rows, and each head's gradients of sum_i c_i value_i.
 
-    spare: tiles of scratch that the kernel needs beside the logits.
+    Args:
+        spare: tiles of scratch that the kernel needs beside the logits.
+        vocab: of which the heads are a shard. The gradients of hidden states are then this shard's part.
     """
     with torch.autocast(heads[0].hidden.device.type, enabled=False):  # it would round float32 products
-        return _sweep(heads, kernel, c, memory, spare)
+        return _sweep(heads, kernel, c, memory, spare, vocab)
 
 
 def _sweep(
-    heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int
+    heads: Sequence[Head], kernel: Kernel, c: Tensor | None, memory: int, spare: int, vocab: Vocabulary
 ) -> tuple[Tensor, list[list[Tensor | None]]]:
     n = len(heads[0].hidden)
     # the gradient of the weight, the largest, is made by the first tile that has a share in it
     totals: list[list[Tensor | None]] = [[h.zeros(0), None, h.zeros(2)] if c is not None else [None] * 3 for h in heads]
     capped = sum(h.softcap is not None and c is not None for h in heads)
     itemsize = torch.finfo(heads[0].dtype).bits // 8
-    step = rows_per_tile(max(len(h.weight) for h in heads), itemsize * (len(heads) + capped + spare), memory)
+    step = rows_per_tile(
+        vocab.width(max(len(h.weight) for h in heads)), itemsize * (len(heads) + capped + spare), memory
+    )
     # equal tiles: a small last one would multiply slowly
     step = -(-n // max(1, -(-n // step))) if n else 1
     buffers = [large_pages(h.hidden.new_empty(step, len(h.weight), dtype=h.dtype)) for h in heads]

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor
 from .. import solve
 from ..generators import INF, Generator, operator_of
 from ..operators import excess_of
+from ..vocab import LOCAL, Vocabulary
 from . import kernels, native, programs
 from .emit import Unwritable
 from .kernels import Rows
+from .stages import in_stages, vocabulary_of
 from .trace import EXPM1, POWER, expm1, power, sample_of, traced
 
 log = logging.getLogger("fenchel")
@@ -30,30 +33,42 @@ FUSE: dict[str, Any] = {"realize_opcount_threshold": 1000, "realize_reads_thresh
 LARGE = 2**21
 
 
-def distances_(z: Tensor, _: None) -> Tensor:
+@dataclass(frozen=True)
+class Operator:
+    """A generator's operator on tiles that are a shard of a vocabulary."""
+
+    g: Generator
+    vocab: Vocabulary = LOCAL
+
+
+def distances_(z: Tensor, vocab: Vocabulary) -> Tensor:
     """Turns logits into distances below their row's largest in place, and returns that, [N, 1]."""
-    best = z.amax(1, keepdim=True)
+    best = vocab.amax(z)
     z.copy_(best - z)
     return best
 
 
-def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, g: Generator) -> Tensor:
+def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, of: Operator) -> Tensor:
     """Turns distances d into c p in place, and returns value - best [N]. shift: the last Newton step, (1 - S) / (dS/dtop)."""
+    g = of.g
     op = operator_of(g)
     u = op.unlink(top - d)
-    excess = excess_of(d, u, d < INF if g.f0 == INF else None, top, q, g)
+    excess = excess_of(d, u, d < INF if g.f0 == INF else None, top, q, g, of.vocab)
     d.copy_((q * (u + op.spread(u) * shift)).clamp_min(0.0) * c)
     return excess
 
 
-def value(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> Tensor:
+def value(d: Tensor, top: Tensor, q: Tensor, of: Operator) -> Tensor:
     """value - best [N]."""
-    return excess_of(d, operator_of(g).unlink(top - d), d < INF if g.f0 == INF else None, top, q, g)
+    g = of.g
+    return excess_of(d, operator_of(g).unlink(top - d), d < INF if g.f0 == INF else None, top, q, g, of.vocab)
 
 
-def tile_function(fn: Callable[..., Any], g: Any, entries: int) -> Callable[..., Any]:
-    """`fn` for one generator, compiled if a compiler is there and the work is large. FENCHEL_COMPILE=0 turns it off, =1 compiles for any size."""
-    return _compiled(fn, g) if compiles(entries) else lambda *args: fn(*args, g)
+def tile_function(fn: Callable[..., Any], of: Any, entries: int) -> Callable[..., Any]:
+    """`fn` for one `of`, compiled if a compiler is there and the work is large. FENCHEL_COMPILE=0 turns it off, =1 compiles for any size."""
+    if not compiles(entries):
+        return lambda *args: fn(*args, of)
+    return in_stages(fn, of, _compiled) if vocabulary_of(of).group else _compiled(_bound(fn, of))
 
 
 def compiles(entries: int) -> bool:
@@ -63,15 +78,21 @@ def compiles(entries: int) -> bool:
 
 
 @cache
-def _compiled(fn: Callable[..., Any], g: Any) -> Callable[..., Any]:
+def _bound(fn: Callable[..., Any], of: Any) -> Callable[..., Any]:
+    """One object for all calls: what is compiled for it is found by it."""
+    return lambda *args: fn(*args, of)
+
+
+@cache
+def _compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     made: dict[Any, Callable[..., Any]] = {}
 
     def call(*args: Tensor) -> Any:
         if min(args[0].shape) < 2:
-            return fn(*args, g)
+            return fn(*args)
         layout = tuple((x.dtype, x.device.type, _pattern(x, args)) for x in args)
         if layout not in made:
-            made[layout] = _made(lambda *x: fn(*x, g), args)
+            made[layout] = _made(fn, args)
         return made[layout](*args)
 
     return call
@@ -113,13 +134,13 @@ def _compiler() -> bool:
     return bool(found)
 
 
-def solved(d: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
-    """`solve.threshold`: compiled row by row, or with compiled sums and native compaction."""
-    native_solver = _solver(d, q, g) if compiles(entries) else None
+def solved(d: Tensor, q: Tensor, g: Generator, entries: int, vocab: Vocabulary = LOCAL) -> solve.Threshold:
+    """`solve.threshold`: compiled row by row where rows are whole, or with compiled sums and native compaction."""
+    native_solver = _solver(d, q, g) if compiles(entries) and not vocab.group else None
     if native_solver is not None:
         return native_solver(d, q)
     sums = tile_function(solve.sums, g, entries)
-    return solve.threshold(d, q, g, lambda d, top, q, _: sums(d, top, q), compact, share=0.125)
+    return solve.threshold(d, q, g, lambda d, top, q, _: sums(d, top, q), compact, 0.125, vocab)
 
 
 def _solver(d: Tensor, q: Tensor, g: Generator) -> Callable[[Tensor, Tensor], solve.Threshold] | None:
@@ -131,11 +152,11 @@ def _solver(d: Tensor, q: Tensor, g: Generator) -> Callable[[Tensor, Tensor], so
         return None
 
 
-def solved_relative(r: Tensor, q: Tensor, g: Generator, entries: int) -> solve.Threshold:
-    """`solved` for logits less their row's best [n, V]; native where S is a moment of them."""
-    if g.power in (1.0, 2.0) and q.dim() == 0 and native.handles(r) and not g.double:
+def solved_relative(r: Tensor, q: Tensor, g: Generator, entries: int, vocab: Vocabulary = LOCAL) -> solve.Threshold:
+    """`solved` for logits less their row's best [n, V]; native where S is a moment of them, all of which are here."""
+    if g.power in (1.0, 2.0) and q.dim() == 0 and native.handles(r) and not g.double and not vocab.group:
         return native.powers(r, int(g.power), float(q), solve.tolerance_of(r.dtype, g))
-    return solved(-r.to(q.dtype), q, g, entries)
+    return solved(-r.to(q.dtype), q, g, entries, vocab)
 
 
 def compact(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +169,8 @@ def packed(rows: Rows, vals: Tensor, fill: float) -> Tensor:
     """CSR rows as a matrix [n, widest row], padded."""
     counts, index = rows.row_ptr.diff(), rows.row_index()
     place = torch.arange(len(index), device=vals.device) - rows.row_ptr[index]
-    out = vals.new_full((len(counts), int(counts.max()) if len(counts) else 0), fill)
+    # one column at least: a shard may have no entry in any row
+    out = vals.new_full((len(counts), max(1, int(counts.max())) if len(counts) else 0), fill)
     out[index, place] = vals
     return out
 

@@ -12,13 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..agreement import Meeting, ProcessGroup
 from ..checks import reference
 from ..generators import Generator, by_handle
-from ..losses.fenchel_young import YoungSpec, check_class_weight, check_target, reduce, young_rows, young_spec
+from ..losses.fenchel_young import (
+    YoungSpec,
+    check_class_weight,
+    check_target,
+    check_values,
+    mean_size,
+    reduce,
+    sharded_target,
+    young_rows,
+    young_spec,
+)
 from ..operators import working_dtype
+from ..vocab import LOCAL, Vocabulary
+from . import native
 from .derived import rows_of, total
 from .opaque import one_by_one, returned, unmade
-from .projection import MEMORY, autocast, check_head, rows_per_tile
+from .projection import MEMORY, autocast, check_head, ranks_share, rows_per_tile
 from .rows import Rows, Tile, applied
 from .sweep import Head, sweep
 from .young_kernel import YoungKernel
@@ -42,6 +55,7 @@ def linear_fenchel_young(
     ignore_index: int = -100,
     reduction: str = "mean",
     memory: int = MEMORY,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """`fenchel_young` of logits = cap(scale (hidden @ weight.T + bias)) that are never stored.
 
@@ -57,12 +71,15 @@ def linear_fenchel_young(
         temperature, label_smoothing, ignore_index, reduction: as `fenchel_young`; ignored rows are dropped before the first product.
         class_weight: `fenchel_young`'s weight, [V].
         memory: bytes that a tile of logits may take.
+        group: the ranks that share the vocabulary (docs/parallel.md): weight, bias, class weights, probability targets and a q that is no number are
+            then this rank's shard; hidden and class indices are the same on every rank, whole. Not needed for DTensors, which say it themselves.
 
     Returns:
         A scalar or [...] for "none", float32 at least. Any upstream gradient is right; "mean" and "sum" make their gradients in the forward pass.
 
     Raises:
         ValueError, TypeError: as `fenchel_young`, and for shapes, dtypes or devices of the head that do not fit.
+        RuntimeError: a sharded vocabulary under torch.compile.
 
     Example:
         >>> hidden, weight = torch.randn(6, 8), torch.randn(50, 8)
@@ -74,46 +91,65 @@ def linear_fenchel_young(
 
     Source: as `fenchel_young`; cross-entropy without logits: Wijmans et al., arXiv 2411.09009.
     """
-    spec = young_spec(generator, temperature, label_smoothing, reduction)
-    hidden, weight, bias = autocast(hidden, weight, bias)
-    lead = check_head(hidden, weight, bias, softcap, scale)
-    v, inside = weight.shape[0], working_dtype(spec.generator, hidden.dtype)
-    shape = torch.Size((*lead, v))
-    q_ = reference(q, hidden.new_zeros(0, v), inside)
-    w_ = check_class_weight("class_weight", class_weight, v, hidden.device, inside)
-    y, indices = check_target(shape, target, ignore_index, inside)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    row_function = partial(_rows_of, q=q_, class_weight=w_, spec=spec, ignore_index=ignore_index)
-    ignored = ignore_index if indices else None
-    tile = Tile(row_function, softcap, float(scale), rows_per_tile(v, 16, memory), ignored)
-    if not indices or (spec.label_smoothing > 0 and (q_.dim() > 0 or w_ is not None)):
-        checked = (
-            torch.ops.fenchel.check_labels(y, v, ignore_index) if indices else torch.ops.fenchel.check_probabilities(y)
+    with Meeting(group) as meeting:
+        hidden, weight = meeting.whole("hidden", hidden), meeting.shard("weight", weight)
+        bias, target = meeting.shard("bias", bias), sharded_target(meeting, target)
+        q, class_weight = meeting.shard("q", q), meeting.shard("class_weight", class_weight)
+        spec = young_spec(generator, temperature, label_smoothing, reduction)
+        hidden, weight, bias = autocast(hidden, weight, bias)
+        lead = check_head(hidden, weight, bias, softcap, scale)
+        v, inside = weight.shape[0], working_dtype(spec.generator, hidden.dtype)
+        q_ = reference(q, hidden.new_zeros(0, v), inside)
+        w_ = check_class_weight("class_weight", class_weight, v, hidden.device, inside)
+        y, indices = check_target(torch.Size((*lead, v)), target, ignore_index, inside)
+        vocab = meeting.agree(
+            v,
+            {"target": y} if indices else {},
+            {"hidden": hidden},
+            call="linear_fenchel_young",
+            **spec.facts,
+            softcap=softcap,
+            scale=scale,
+            q=q_,
+            class_weight=w_,
+            ignore_index=ignore_index,
+            memory=memory,
+            indices=indices,
+            kernels=native.available,
+            **ranks_share(hidden, weight, bias),
         )
+    flat = vocab.spread(hidden.reshape(-1, hidden.shape[-1]))
+    row_function = partial(_rows_of, q=q_, class_weight=w_, spec=spec, ignore_index=ignore_index, vocab=vocab)
+    ignored = ignore_index if indices else None
+    tile = Tile(row_function, softcap, float(scale), rows_per_tile(vocab.width(v), 16, memory), ignored)
+    if not indices or (spec.label_smoothing > 0 and (q_.dim() > 0 or w_ is not None)):
+        checked = check_values(y, v, ignore_index, vocab)
         with torch.autocast(hidden.device.type, enabled=False):
             rows: Tensor = applied(Rows, tile, flat, weight, bias, y)
-        return reduce(rows + checked, _size(y, w_, ignore_index), reduction, lead).to(rows.dtype)
-    call = YoungCall(spec, ignore_index, softcap, float(scale), memory, tile)
+        return reduce(rows + checked, _size(y, w_, ignore_index, vocab), reduction, lead).to(rows.dtype)
+    call = YoungCall(spec, ignore_index, softcap, float(scale), memory, tile, vocab)
     return _run(call, flat, weight, bias, y, q_, w_, lead)
 
 
 def _rows_of(
-    z: Tensor, y: Tensor, *, q: Tensor, class_weight: Tensor | None, spec: YoungSpec, ignore_index: int
+    z: Tensor,
+    y: Tensor,
+    *,
+    q: Tensor,
+    class_weight: Tensor | None,
+    spec: YoungSpec,
+    ignore_index: int,
+    vocab: Vocabulary,
 ) -> Tensor:
     inside = working_dtype(spec.generator, z.dtype)
-    return young_rows(z.to(inside), y, q, class_weight, spec, ignore_index)[0].to(z.dtype)
+    return young_rows(z.to(inside), y, q, class_weight, spec, ignore_index, vocab)[0].to(z.dtype)
 
 
-def _size(y: Tensor, class_weight: Tensor | None, ignore_index: int) -> Tensor:
+def _size(y: Tensor, class_weight: Tensor | None, ignore_index: int, vocab: Vocabulary) -> Tensor:
     """What "mean" divides by."""
     if y.dim() == 2:
         return torch.tensor(float(len(y)), dtype=torch.float64, device=y.device)
-    counted = y != ignore_index
-    return (
-        counted.double()
-        if class_weight is None
-        else torch.where(counted, class_weight[torch.where(counted, y, 0)], 0.0)
-    ).sum()
+    return mean_size(y, y != ignore_index, class_weight, vocab)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +162,7 @@ class YoungCall:
     scale: float
     memory: int
     tile: Tile
+    vocab: Vocabulary = LOCAL
     free = 3
     constants = 2
 
@@ -142,6 +179,7 @@ class YoungCall:
             self.scale,
             s.generator.handle,
             self.memory,
+            *self.vocab.numbers,
             want,
         )
 
@@ -159,7 +197,7 @@ def _run(
     tensors = (hidden, weight, bias, y, q, w)
     if call.spec.reduction == "none":
         return rows_of(call, *tensors).view(lead)
-    size = _size(y, w, call.ignore_index)
+    size = _size(y, w, call.ignore_index, call.vocab)
     each = torch.ones_like(size) if call.spec.reduction == "sum" else 1 / torch.where(size > 0, size, 1.0)
     c = torch.where(y != call.ignore_index, each, 0.0).to(torch.promote_types(hidden.dtype, torch.float32))
     return total(call, c, *tensors)
@@ -181,10 +219,15 @@ def _young(
     scale: float,
     number: int,
     memory: int,
+    group: str,
+    offset: int,
+    classes: int,
+    widest: int,
     want: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per-row losses, and the wanted gradients of sum_i c_i loss_i (empty tensors for the others)."""
-    torch.ops.fenchel.check_labels(y, len(weight), ignore_index)
+    vocab = Vocabulary(group, offset, classes, widest)
+    check_values(y, len(weight), ignore_index, vocab)
     keep = (y != ignore_index).nonzero().squeeze(1)
     all_kept = len(keep) == len(y)
     part = hidden if all_kept else hidden[keep]
@@ -193,9 +236,9 @@ def _young(
     head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
     may_skip = softcap is None and weight.dtype == head.dtype
     kernel = YoungKernel(
-        by_handle(number), labels, q, class_weight, temperature, smoothing, len(part) * len(weight), may_skip
+        by_handle(number), labels, q, class_weight, temperature, smoothing, len(part) * len(weight), may_skip, vocab
     )
-    rows, [grads] = sweep([head], kernel, row_c, memory)
+    rows, [grads] = sweep([head], kernel, row_c, memory, vocab=vocab)
     if not all_kept:
         rows = rows.new_zeros(len(y)).index_copy_(0, keep, rows)
     out = returned(grads, (hidden, weight, bias), None if all_kept else keep)

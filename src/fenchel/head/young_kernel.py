@@ -17,11 +17,12 @@ from torch import Tensor
 from ..generators import INF, Generator, operator_of
 from ..losses.fenchel_young import one_hot_divergence
 from ..operators import working_dtype
-from ..solve import Threshold
+from ..solve import Threshold, measure_of_best
+from ..vocab import LOCAL, Vocabulary
 from . import kernels, native
 from .kernels import Rows
 from .sweep import Sparse
-from .tiles import distances_, finish_, measure_of, packed, solved, solved_relative, tile_function, value
+from .tiles import Operator, distances_, finish_, measure_of, packed, solved, solved_relative, tile_function, value
 
 # Shares of a dense product at which the alternatives cost the same (measured at N = 2048, D = 512, V = 32,768 on two cores, see docs/benchmarks.md).
 GATHERED_NATIVE, GATHERED_TORCH = 0.25, 0.01
@@ -32,7 +33,11 @@ SAMPLE, BLOCK_BYTES = 8, 8 * 2**20
 
 @dataclass(frozen=True)
 class YoungKernel:
-    """What is constant over tiles. entries: N V of the call; may_skip: the head allows a sparse gradient."""
+    """What is constant over tiles.
+
+    entries: N V of the call; may_skip: the head allows a sparse gradient; vocab: of which tiles are a shard. Ranks choose their way from reduced numbers, so
+    they all go the same.
+    """
 
     g: Generator
     y: Tensor
@@ -42,13 +47,14 @@ class YoungKernel:
     smoothing: float
     entries: int
     may_skip: bool
+    vocab: Vocabulary = LOCAL
 
     def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
         """Losses of a tile's rows, and with c the gradient: in place of the logits, or sparse."""
         z, y = logits[0], self.y[rows]
         if self.temperature != 1:
             z /= self.temperature
-        weight = None if self.class_weight is None else self.class_weight[y].to(z.dtype)
+        weight = None if self.class_weight is None else self.vocab.pick(self.class_weight, y).to(z.dtype)
         c = c if c is None or weight is None else c * weight
         if c is not None:
             c = c.to(z.dtype)
@@ -59,49 +65,53 @@ class YoungKernel:
         return (losses if weight is None else losses * weight).to(z.dtype) * self.temperature, sparse
 
     def _blocks(self, z: Tensor) -> list[slice]:
-        """Rows that are worked on while they are in cache."""
+        """Rows that are worked on while they are in cache; on a group all of them, for each block costs its all-reduces."""
         row = z.shape[1] * torch.finfo(working_dtype(self.g, z.dtype)).bits // 8
-        step = max(1, BLOCK_BYTES // row)
+        step = max(1, len(z) if self.vocab.group else BLOCK_BYTES // row)
         return [slice(i, min(i + step, len(z))) for i in range(0, len(z), step)]
 
     def _few_inside(self, z: Tensor) -> bool:
+        if not len(z):
+            return False
         some = z[:: max(1, len(z) // SAMPLE)]
-        inside = some > some.amax(1, keepdim=True) - self._window(some)
-        return bool(len(z)) and float(inside.to(z.dtype).mean()) < WINDOWED
+        best = self.vocab.amax(some)
+        inside = self.vocab.sum((some > best - self._window(some, best)).to(z.dtype))
+        return float(inside.mean()) < WINDOWED * self.vocab.classes(z.shape[1])
 
-    def _window(self, z: Tensor) -> Tensor:
+    def _window(self, z: Tensor, best: Tensor) -> Tensor:
         """How far below the best a token can have p > 0, [] or [n, 1]."""
-        q = self.q if self.q.dim() == 0 else self.q.expand_as(z).gather(1, z.nan_to_num(-INF).argmax(1, keepdim=True))
+        q = self.q if self.q.dim() == 0 else measure_of_best(best - z, self.q, self.vocab)
         return (self.g.link(-torch.log(q)) - self.g.edge).to(z.dtype)
 
     def _inside(self, z: Tensor) -> tuple[Tensor, Rows]:
         """The largest logit of each row, and the entries inside its window."""
-        width = self._window(z)
-        if width.dim() == 0:
-            best, inside = kernels.window(z, float(width))
+        if self.q.dim() == 0 and not self.vocab.group:
+            best, inside = kernels.window(z, float(self._window(z, z)))
             return best.unsqueeze(1), inside
-        best = z.amax(1, keepdim=True)
-        return best, kernels.above(z, torch.nextafter(best - width, torch.full_like(best, -INF)).squeeze(1))
+        best = self.vocab.amax(z)
+        limit = torch.nextafter(best - self._window(z, best), torch.full_like(best, -INF))
+        return best, kernels.above(z, limit.squeeze(1))
 
     def _by_window(self, z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
         """Losses, and the gradient, from the tokens inside the window."""
         gaps, parts = [], []
         for b in self._blocks(z):
             best, inside = self._inside(z[b])
-            gaps.append((best - z[b].gather(1, y[b].unsqueeze(1))).squeeze(1))
+            gaps.append(best.squeeze(1) - self.vocab.pick(z[b], y[b]))
             inside = inside.with_vals(inside.vals - best.squeeze(1)[inside.row_index()])
             r = packed(inside, inside.vals, -INF)
             q = self.q if self.q.dim() == 0 else packed(inside, measure_of(self.q, inside), 1.0)
-            parts.append(self._entries(inside, solved_relative(r, q, self.g, r.numel()), None if c is None else c[b]))
+            found = solved_relative(r, q, self.g, r.numel(), self.vocab)
+            parts.append(self._entries(inside, found, None if c is None else c[b]))
         return self._gathered(gaps, parts, y, c)
 
     def _by_solver(self, z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
         """Losses, and the gradient sparse or in place of the logits."""
         blocks, found = self._blocks(z), []
         for b in blocks:
-            z[b] -= z[b].amax(1, keepdim=True)
-            found.append(solved_relative(z[b], self.q, self.g, self.entries))
-        share = float(torch.cat([t.support for t in found]).sum()) / max(1, z.numel())
+            z[b] -= self.vocab.amax(z[b])
+            found.append(solved_relative(z[b], self.q, self.g, self.entries, self.vocab))
+        share = float(torch.cat([t.support for t in found]).sum()) / max(1, len(z) * self.vocab.classes(z.shape[1]))
         if share >= (GATHERED_NATIVE if native.handles(z) else GATHERED_TORCH):
             parts = [
                 self._distances(z[b].neg_(), t, y[b], None if c is None else c[b])
@@ -110,7 +120,7 @@ class YoungKernel:
             return torch.cat(parts), None
         gaps, parts = [], []
         for b, t in zip(blocks, found, strict=True):
-            gaps.append(-z[b].gather(1, y[b].unsqueeze(1)).squeeze(1))
+            gaps.append(-self.vocab.pick(z[b], y[b]))
             support = kernels.above(z[b], (self.g.edge - t.top).squeeze(1).to(z.dtype))
             parts.append(self._entries(support, t, None if c is None else c[b]))
         return self._gathered(gaps, parts, y, c)
@@ -119,21 +129,28 @@ class YoungKernel:
         self, gaps: list[Tensor], parts: list[tuple[Tensor, Rows]], y: Tensor, c: Tensor | None
     ) -> tuple[Tensor, Sparse | None]:
         """Losses and gradient of a tile from those of its blocks."""
-        losses = torch.cat(gaps) + torch.cat([excess for excess, _ in parts]) + one_hot_divergence(y, self.q, self.g)
-        return losses, None if c is None else Sparse(_joined([p for _, p in parts]), y, c)
+        excess = torch.cat([excess for excess, _ in parts])
+        losses = torch.cat(gaps) + excess + one_hot_divergence(y, self.q, self.g, self.vocab)
+        if c is None:
+            return losses, None
+        p = _joined([p for _, p in parts])
+        at, mine = self.vocab.place(y, p.columns)
+        mine = torch.ones_like(y, dtype=torch.bool) if mine is None else mine
+        ends = torch.cat((p.row_ptr.new_zeros(1), mine.cumsum(0)))
+        return losses, Sparse(p, Rows(ends, at[mine].to(torch.int32), -c[mine], p.columns))
 
     def _dense(self, z: Tensor, y: Tensor, c: Tensor | None) -> Tensor:
         """Losses; with c, the logits become c (p - y). A block is worked on while it is in cache."""
         losses = [z.new_zeros(0)]
         for b in self._blocks(z):
-            tile_function(distances_, None, self.entries)(z[b])
+            tile_function(distances_, self.vocab, self.entries)(z[b])
             losses.append(self._distances(z[b], None, y[b], None if c is None else c[b]))
         return torch.cat(losses)
 
     def _distances(self, d: Tensor, found: Threshold | None, y: Tensor, c: Tensor | None) -> Tensor:
         """Losses of a block of distances below the best; with c, they become c (p - y)."""
         wide = d.to(working_dtype(self.g, d.dtype))
-        at = solved(wide, self.q, self.g, self.entries) if found is None else found
+        at = solved(wide, self.q, self.g, self.entries, self.vocab) if found is None else found
         losses = self._block(wide, at, y, c)
         if c is not None and wide is not d:
             d.copy_(wide)
@@ -146,41 +163,46 @@ class YoungKernel:
         u = op.unlink(found.top.squeeze(1)[index] + rows.vals.to(found.top.dtype))
         gain = torch.zeros(len(found.top), dtype=torch.float64, device=u.device)
         gain.index_add_(0, index, (q * op.dual(u)).double())
-        excess = gain + (self.g.link_one - self.g.f0 - found.top.double()).squeeze(1)
+        [gain] = self.vocab.across(gain.unsqueeze(1))
+        excess = (gain + (self.g.link_one - self.g.f0 - found.top.double())).squeeze(1)
         shift = (1 - found.mass) / found.spread
         p = (q * (u + op.spread(u) * shift.squeeze(1)[index])).clamp_min(0.0)
         dtype = rows.vals.dtype
         return excess.to(dtype), _positive(rows.with_vals((p if c is None else p * c[index]).to(dtype)))
 
-    def _target(self, d: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """<y, best - z> and D_f(y||q) of the smoothed one-hot target."""
-        gap = d.gather(1, y.unsqueeze(1)).squeeze(1)
+    def _target(self, d: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """<y, best - z> and D_f(y||q) of the smoothed one-hot target, and how many classes it is smoothed over [n, 1] (None: not smoothed)."""
+        gap = self.vocab.pick(d, y)
         if self.smoothing == 0:
-            return gap, one_hot_divergence(y, self.q, self.g)
+            return gap, one_hot_divergence(y, self.q, self.g, self.vocab), None
         # two distinct probabilities a row
         live = d < INF
-        eps, count = self.smoothing, live.sum(1, dtype=d.dtype)
-        gap = (1 - eps) * gap + eps * torch.where(live, d, 0.0).sum(1) / count
+        count, away = self.vocab.across(
+            live.sum(1, keepdim=True, dtype=d.dtype), torch.where(live, d, 0.0).sum(1, keepdim=True)
+        )
+        eps, classes = self.smoothing, count.squeeze(1)
+        gap = (1 - eps) * gap + eps * away.squeeze(1) / classes
         if self.g.f0 == INF:
-            return gap, torch.zeros_like(gap)
-        low = eps / count
+            return gap, torch.zeros_like(gap), count
+        low = eps / classes
 
         def part(p: Tensor) -> Tensor:
             return self.q * (self.g.f(p / self.q) - self.g.f0)
 
-        return gap, part(1 - eps + low) + (count - 1) * part(low) + self.g.f0
+        return gap, part(1 - eps + low) + (classes - 1) * part(low) + self.g.f0, count
 
     def _block(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor | None) -> Tensor:
-        gap, offset = self._target(d, y)
+        gap, offset, count = self._target(d, y)
+        of = Operator(self.g, self.vocab)
         if c is None:
-            return gap + tile_function(value, self.g, self.entries)(d, found.top, self.q) + offset
-        live = d < INF if self.smoothing > 0 else None
+            return gap + tile_function(value, of, self.entries)(d, found.top, self.q) + offset
+        live = None if count is None else d < INF
         c = c.to(d.dtype).unsqueeze(1)
         shift = (1 - found.mass) / found.spread
-        excess = tile_function(finish_, self.g, self.entries)(d, found.top, shift, self.q, c)
-        d.scatter_add_(1, y.unsqueeze(1), -(1 - self.smoothing) * c)
-        if live is not None:
-            d.sub_(live * (self.smoothing * c / live.sum(1, keepdim=True)))
+        excess = tile_function(finish_, of, self.entries)(d, found.top, shift, self.q, c)
+        self.vocab.add_at_(d, y, -(1 - self.smoothing) * c.squeeze(1))
+        if live is not None and count is not None:
+            d.sub_(live * (self.smoothing * c / count))
         return gap + excess + offset
 
 

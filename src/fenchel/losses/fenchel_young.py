@@ -8,15 +8,17 @@ Where f(0) is infinite (reverse KL, Jeffreys, Neyman, alpha <= 0), D_f(y||q) of 
 value at theta = 0: same gradient, a usable curve, but not a zero minimum.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..agreement import Meeting, ProcessGroup
 from ..checks import check_floating, check_positive, check_reduction, check_smoothing, check_vocabulary, reference
 from ..generators import INF, Generator, generator, operator_of
 from ..operators import solve_rows, working_dtype
+from ..vocab import LOCAL, Vocabulary
 
 __all__ = ["FenchelYoungLoss", "fenchel_young"]
 
@@ -32,6 +34,7 @@ def fenchel_young(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """The Fenchel-Young loss, with the arguments of torch's `cross_entropy`; the class dimension is the last one.
 
@@ -48,12 +51,15 @@ def fenchel_young(
         label_smoothing: eps in [0, 1]; mixes the target with the uniform distribution over the classes whose logit is finite.
         ignore_index: rows with this class index do not count. Only for class indices.
         reduction: "mean" (for class indices over the class weights of the rows that count, as torch), "sum", or "none" ([...]).
+        group: the ranks that share the vocabulary (docs/parallel.md): logits, probability targets, class weights and a q that is no number are then this
+            rank's shard, class indices those of the whole vocabulary. Not needed for DTensors, which say it themselves.
 
     Returns:
-        A scalar, or [...] for "none", in the dtype of logits. If every row is ignored, a zero with a gradient of zero.
+        A scalar, or [...] for "none", in the dtype of logits; on a group the same on every rank. If every row is ignored, a zero with a gradient of zero.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown name, a class outside [0, V), probabilities that are negative or do not sum to one.
+        ValueError: shapes that do not fit, an unknown name, a class outside [0, V), probabilities that are negative or do not sum to one; ranks of a group
+            that disagree, on each of them.
         TypeError: a dtype that does not fit.
 
     Example:
@@ -65,17 +71,33 @@ def fenchel_young(
 
     Source: Blondel, Martins & Niculae 2020, arXiv 1901.02324, definition 2; Roulet et al., arXiv 2501.18537.
     """
-    spec = young_spec(generator, temperature, label_smoothing, reduction)
-    check_floating("logits", logits, "[..., V]")
-    check_vocabulary("logits", logits)
-    inside = working_dtype(spec.generator, logits.dtype)
-    v = logits.shape[-1]
-    measure = reference(q, logits, inside)
-    class_weight = check_class_weight("weight", weight, v, logits.device, inside)
+    with Meeting(group) as meeting:
+        check_floating("logits", logits, "[..., V]")
+        logits, target = meeting.shard("logits", logits, -1), sharded_target(meeting, target)
+        q, weight = meeting.shard("q", q, -1), meeting.shard("weight", weight)
+        spec = young_spec(generator, temperature, label_smoothing, reduction)
+        check_vocabulary("logits", logits)
+        inside = working_dtype(spec.generator, logits.dtype)
+        v = logits.shape[-1]
+        measure = reference(q, logits, inside)
+        class_weight = check_class_weight("weight", weight, v, logits.device, inside)
+        y, indices = check_target(logits.shape, target, ignore_index, inside)
+        vocab = meeting.agree(
+            v,
+            {"target": y} if indices else {},
+            call="fenchel_young",
+            **spec.facts,
+            rows=logits.shape[:-1],
+            dtype=logits.dtype,
+            indices=indices,
+            q=measure,
+            weight=class_weight,
+            ignore_index=ignore_index,
+            derivative=torch.is_grad_enabled() and logits.requires_grad,
+        )
     z = logits.reshape(-1, v).to(inside)
-    y, indices = check_target(logits.shape, target, ignore_index, inside)
-    checked = _check_labels(y, v, ignore_index) if indices else _check_probabilities(y)
-    rows, size = young_rows(z, y, measure, class_weight, spec, ignore_index)
+    checked = check_values(y, v, ignore_index, vocab)
+    rows, size = young_rows(z, y, measure, class_weight, spec, ignore_index, vocab)
     return reduce(rows + checked, size, reduction, target.shape if indices else target.shape[:-1]).to(logits.dtype)
 
 
@@ -87,6 +109,11 @@ class YoungSpec:
     temperature: float
     label_smoothing: float
     reduction: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What ranks that share a vocabulary must agree on."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def young_spec(name: str | Generator, temperature: float, label_smoothing: float, reduction: str) -> YoungSpec:
@@ -117,6 +144,13 @@ def check_class_weight(
     return weight.to(dtype)
 
 
+def sharded_target(meeting: Meeting, target: Tensor) -> Tensor:
+    """Class indices, of which every rank holds all, or this rank's shard of probabilities."""
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return meeting.shard("target", target, -1)
+    return meeting.whole("target", target)
+
+
 def check_target(shape: torch.Size, target: Tensor, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, bool]:
     """The target as [N] class indices (True) or [N, V] probabilities (False)."""
     if not isinstance(target, Tensor):
@@ -141,60 +175,71 @@ def check_target(shape: torch.Size, target: Tensor, ignore_index: int, dtype: to
 
 
 def young_rows(
-    z: Tensor, y: Tensor, q: Tensor, class_weight: Tensor | None, spec: YoungSpec, ignore_index: int
+    z: Tensor,
+    y: Tensor,
+    q: Tensor,
+    class_weight: Tensor | None,
+    spec: YoungSpec,
+    ignore_index: int,
+    vocab: Vocabulary = LOCAL,
 ) -> tuple[Tensor, Tensor]:
     """The loss of each row [N] (0 where ignored) and what "mean" divides by; differentiable to any order in z."""
     g, t, eps = spec.generator, spec.temperature, spec.label_smoothing
     indices = y.dim() == 1
     counted = (y != ignore_index) if indices else None
     z = z if t == 1 else z / t
-    p, excess, best = solve_rows(z, q, g)
+    p, excess, best = solve_rows(z, q, g, vocab)
     if indices and eps == 0:
         y = torch.where(y == ignore_index, 0, y)
-        gap = best - z.gather(-1, y.unsqueeze(-1)).squeeze(-1)
-        mass = None if class_weight is None else class_weight[y]
-        rows = gap + excess + one_hot_divergence(y, q, g)
+        gap = best - vocab.pick(z, y)
+        mass = None if class_weight is None else vocab.pick(class_weight, y)
+        rows = gap + excess + one_hot_divergence(y, q, g, vocab)
     else:
-        share, mass = spread_target(z, torch.where(y == ignore_index, 0, y) if indices else y, class_weight, eps)
-        gap = torch.where(share > 0, share * (best.unsqueeze(-1) - z), 0.0).sum(-1)
-        rows = gap + excess + divergence_of(share, q, g)
+        y = torch.where(y == ignore_index, 0, y) if indices else y
+        share, mass = spread_target(z, y, class_weight, eps, vocab)
+        gap = vocab.sum(torch.where(share > 0, share * (best.unsqueeze(-1) - z), 0.0)).squeeze(-1)
+        rows = gap + excess + divergence_of(share, q, g, vocab)
     rows = t * rows if mass is None else t * rows * mass
     if counted is None:
         return rows, rows.new_full((), len(rows))
-    norm = (
-        counted.to(rows.dtype)
-        if class_weight is None
-        else torch.where(counted, class_weight[torch.where(counted, y, 0)], 0.0)
-    )
-    return torch.where(counted, rows, 0.0), norm.sum()
+    return torch.where(counted, rows, 0.0), mean_size(y, counted, class_weight, vocab).to(rows.dtype)
 
 
-def spread_target(z: Tensor, y: Tensor, class_weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor | None]:
+def mean_size(y: Tensor, counted: Tensor, class_weight: Tensor | None, vocab: Vocabulary) -> Tensor:
+    """What "mean" divides by, for class indices: the class weights of the rows that count, added up."""
+    if class_weight is None:
+        return counted.double().sum()
+    return torch.where(counted, vocab.pick(class_weight, torch.where(counted, y, 0)), 0.0).sum()
+
+
+def spread_target(
+    z: Tensor, y: Tensor, class_weight: Tensor | None, eps: float, vocab: Vocabulary
+) -> tuple[Tensor, Tensor | None]:
     """The target distribution [N, V] after smoothing and class weights, and the mass that multiplies its loss."""
-    share = torch.nn.functional.one_hot(y, z.shape[-1]).to(z.dtype) if y.dim() == 1 else y
+    share = vocab.one_hot(y, z) if y.dim() == 1 else y
     if eps > 0:
         live = (z.detach() > -INF).to(z.dtype)
-        share = (1 - eps) * share + eps * live / live.sum(-1, keepdim=True)
+        share = (1 - eps) * share + eps * live / vocab.sum(live)
     if class_weight is None:
         return share, None
     share = share * class_weight
-    mass = share.sum(-1)
+    mass = vocab.sum(share).squeeze(-1)
     return share / torch.where(mass > 0, mass, 1.0).unsqueeze(-1), mass
 
 
-def one_hot_divergence(y: Tensor, q: Tensor, g: Generator) -> Tensor:
+def one_hot_divergence(y: Tensor, q: Tensor, g: Generator, vocab: Vocabulary = LOCAL) -> Tensor:
     """D_f(one-hot||q) less f(0) (sum q - 1): 0 for q = 1; left out where f(0) is infinite."""
     if g.f0 == INF:
         return q.new_zeros(())
-    own = q if q.dim() == 0 else q[y] if q.dim() == 1 else q.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    own = q if q.dim() == 0 else vocab.pick(q, y)
     return own * (g.f(1 / own) - g.f0) + g.f0
 
 
-def divergence_of(share: Tensor, q: Tensor, g: Generator) -> Tensor:
+def divergence_of(share: Tensor, q: Tensor, g: Generator, vocab: Vocabulary = LOCAL) -> Tensor:
     """D_f(share||q) less f(0) (sum q - 1), [N]; left out where f(0) is infinite."""
     if g.f0 == INF:
         return share.new_zeros(())
-    return torch.where(share > 0, q * (g.f(share / q) - g.f0), 0.0).sum(-1) + g.f0
+    return vocab.sum(torch.where(share > 0, q * (g.f(share / q) - g.f0), 0.0)).squeeze(-1) + g.f0
 
 
 def reduce(rows: Tensor, size: Tensor, reduction: str, shape: torch.Size) -> Tensor:
@@ -209,6 +254,13 @@ def reduce(rows: Tensor, size: Tensor, reduction: str, shape: torch.Size) -> Ten
 # whose result is unused would be dropped from a compiled graph, and the check with it.
 
 
+def check_values(y: Tensor, width: int, ignore_index: int, vocab: Vocabulary = LOCAL) -> Tensor:
+    """A zero, once class indices y [N] are known to be classes, or probabilities y [N, width] to be probabilities."""
+    if y.dim() == 1:
+        return _check_labels(y, vocab.classes(width), ignore_index)
+    return _check_probabilities(y, *vocab.numbers)
+
+
 @torch.library.custom_op("fenchel::check_labels", mutates_args=())
 def _check_labels(y: Tensor, v: int, ignore_index: int) -> Tensor:
     wrong = (y != ignore_index) & ((y < 0) | (y >= v))
@@ -220,13 +272,13 @@ def _check_labels(y: Tensor, v: int, ignore_index: int) -> Tensor:
 
 
 @torch.library.custom_op("fenchel::check_probabilities", mutates_args=())
-def _check_probabilities(y: Tensor) -> Tensor:
-    if bool((y < 0).any()) or not bool(((y.sum(-1) - 1).abs() < 1e-3).all()):
-        off = y.sum(-1)[((y.sum(-1) - 1).abs() >= 1e-3)]
+def _check_probabilities(y: Tensor, group: str = "", offset: int = 0, size: int = 0, widest: int = 0) -> Tensor:
+    vocab = Vocabulary(group, offset, size, widest)
+    mass, least = vocab.sum(y), -vocab.amax(-y)
+    off = ~((mass - 1).abs() < 1e-3)
+    if bool(off.any()) or bool((least < 0).any()):
         got = (
-            f"a row that sums to {float(off.flatten()[0]):.6g}"
-            if len(off.flatten())
-            else f"an entry {float(y.min()):.6g}"
+            f"a row that sums to {float(mass[off][0]):.6g}" if bool(off.any()) else f"an entry {float(least.min()):.6g}"
         )
         raise ValueError(f"target: got {got}; pass probabilities: non-negative rows that sum to one")
     return torch.zeros((), device=y.device)
@@ -235,11 +287,11 @@ def _check_probabilities(y: Tensor) -> Tensor:
 for _check in (_check_labels, _check_probabilities):
 
     @_check.register_fake
-    def _(y: Tensor, *rest: int) -> Tensor:
+    def _(y: Tensor, *rest: Any) -> Tensor:
         return torch.zeros((), device=y.device)
 
     @_check.register_vmap
-    def _(info: Any, dims: Any, y: Tensor, *rest: int, check: Any = _check) -> tuple[Tensor, None]:
+    def _(info: Any, dims: Any, y: Tensor, *rest: Any, check: Any = _check) -> tuple[Tensor, None]:
         return check(y.movedim(dims[0], 0), *rest), None
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...agreement import Meeting, ProcessGroup
 from ...checks import check_floating, check_reduction, check_vocabulary
 from ...generators import Generator
 from ...head.divergence import linear_divergence
-from ...head.pairs import OneHead, linear_pair_rows, rows_that_count, two_heads
+from ...head.pairs import OneHead, linear_pair_rows, rows_that_count, two_heads, two_shards
 from ...head.projection import MEMORY
 from .divergence import Mixture
 from .names import distillation_objective
@@ -95,6 +96,7 @@ def linear_distillation(
     vocabulary: int | None = None,
     reduction: str = "mean",
     memory: int = MEMORY,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """An objective of distillation, from hidden states and output embeddings; neither model's logits are stored.
 
@@ -107,12 +109,13 @@ def linear_distillation(
         softcap, scale: one value for both heads, or a pair (the teacher's, the student's).
         vocabulary: compare the first K tokens, for models whose vocabularies are padded differently. Different V without it raise.
         memory: bytes that a tile of both heads' logits may take.
+        group: the ranks that share the vocabulary (docs/parallel.md), for divergences and their mixtures; as in `linear_divergence`.
 
     Returns:
         [...] or a scalar, float32 at least. Any upstream gradient and second derivatives are right.
 
     Raises:
-        ValueError, TypeError: as `distillation`; vocabularies that differ.
+        ValueError, TypeError: as `distillation`; vocabularies that differ; a sharded one for an objective that needs whole rows.
 
     Example:
         >>> teacher, student = (torch.randn(6, 16), torch.randn(50, 16)), (torch.randn(6, 8), torch.randn(50, 8))
@@ -124,11 +127,18 @@ def linear_distillation(
     """
     chosen = distillation_objective(objective)
     check_reduction(reduction)
-    pair = two_heads(("teacher", "student"), teacher, student, softcap, scale, vocabulary)
-    fixed: Any = tuple(None if x is None else x.detach() for x in teacher)
-    device = pair.heads[1][0].device
-    counted = rows_that_count(mask, pair.lead, device)
-    y = _checked_target(chosen, target, pair.lead, len(pair.heads[1][1]), counted)
+    with Meeting(group) as meeting:
+        teacher, student, mask = two_shards(meeting, ("teacher", "student"), teacher, student, mask, vocabulary)
+        group = meeting.group
+        if group is not None and not isinstance(chosen, Mixture):
+            raise ValueError(
+                f"group: got one, but {type(chosen).__name__} needs whole rows of logits; pass a divergence or a mixture of divergences, or gather the weights"
+            )
+        pair = two_heads(("teacher", "student"), teacher, student, softcap, scale, vocabulary)
+        fixed: Any = tuple(None if x is None else x.detach() for x in teacher)
+        device = pair.heads[1][0].device
+        counted = rows_that_count(mask, pair.lead, device)
+        y = _checked_target(chosen, target, pair.lead, len(pair.heads[1][1]), counted)
     if isinstance(chosen, Mixture):
         parts = []
         for term in chosen.terms:
@@ -145,6 +155,7 @@ def linear_distillation(
                 vocabulary=vocabulary,
                 reduction=reduction,
                 memory=memory,
+                group=group,
             )
             parts.append(part if term.factor == 1 else term.factor * part)
         return sum(parts[1:], parts[0])
