@@ -206,13 +206,18 @@ def _jeffreys(t: Tensor) -> Tensor:
 
 
 def _omega(x: Tensor) -> Tensor:
-    """The y > 0 with y + log y = x (Wright's omega function), by the iteration of Fritsch, Shafer & Crowley 1973: 1e-4, then 1e-15."""
-    y = torch.nn.functional.softplus(x.clamp(-700.0, 700.0))
-    y = torch.where(x > 1, x - x.clamp_min(1.0).log(), y)
+    """The y > 0 with y + log y = x (Wright's omega function), by the iteration of Fritsch, Shafer & Crowley 1973.
+
+    It starts within 6 %, from the Pade approximant of Lambert's W below 1 and the expansion at infinity above; 1e-5 after one step, 1e-15 after two.
+    """
+    low, high = x.clamp(-700.0, 1.0).exp(), x.clamp_min(1.0)
+    y = low * ((17 * low + 114) * low + 60) / ((101 * low + 174) * low + 60)
+    log = high.log()
+    y = torch.where(x > 1, high - log + log / high, y)
     for _ in range(2):
         rest, w = x - y - y.log(), 1 + y
         y = y * (1 + rest / w * (1 + rest / (2 * (w * (w + rest * (2 / 3)) - rest))))
-    return torch.where(x < -36, x.clamp_max(0.0).exp(), torch.where(x == INF, INF, y))
+    return torch.where(x < -36, torch.where(x > -700, low, 0.0), torch.where(x == INF, INF, y))
 
 
 def _js(t: Tensor, b: float) -> Tensor:

@@ -17,7 +17,8 @@ static double between(double low, double high) {
     return middle > low && middle < high ? middle : (low + high) / 2;
 }
 
-static void solve_row(const Solve *s, int64_t i, REAL *scratch) {
+/* start: where to begin, if it is inside the row's bracket: the rows of a batch are alike, and a neighbour's threshold saves some passes */
+static double solve_row(const Solve *s, int64_t i, double start, REAL *scratch) {
     const double eps = SINGLE ? 0x1p-23 : 0x1p-52;
     const REAL *d = s->d + i * s->d_step, *q = s->q + i * s->q_step;
     REAL *near_d = scratch, *near_q = scratch + s->v + PADDING;
@@ -31,8 +32,9 @@ static void solve_row(const Solve *s, int64_t i, REAL *scratch) {
         }
         best_q = (double)q[best];
     }
-    double low = link_of(-log(total_q)), high = link_of(-log(best_q)), top = high, found[3];
+    double low = link_of(-log(total_q)), high = link_of(-log(best_q)), found[3];
     const double target = low;
+    double top = start > low && start < high ? start : high;
     for (int step = 0; step < EVALUATIONS; step++) {
         REAL at = (REAL)top;
         REAL *const in[3] = {(REAL *)d, &at, (REAL *)q};
@@ -64,6 +66,7 @@ static void solve_row(const Solve *s, int64_t i, REAL *scratch) {
     s->mass[i] = (REAL)found[0];
     s->spread[i] = (REAL)found[1];
     s->support[i] = (int64_t)found[2];
+    return top;
 }
 
 static void solve_rows(void *arg, int64_t task) {
@@ -73,7 +76,8 @@ static void solve_rows(void *arg, int64_t task) {
         atomic_store(&s->failed, 1);
         return;
     }
-    for (int64_t i = task * GROUP; i < s->n && i < (task + 1) * GROUP; i++) solve_row(s, i, scratch);
+    double start = NAN;
+    for (int64_t i = task * GROUP; i < s->n && i < (task + 1) * GROUP; i++) start = solve_row(s, i, start, scratch);
     free(scratch);
 }
 
