@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "fenchel"
 # Data flows one way: nothing imports from its right. A module belongs to the first entry that names it or its package.
 LAYERS = (
     {"__init__"},
-    {"checks", "vocab"},
+    {"checks", "opaque", "vocab"},
     {"generators", "from_f"},
     {"agreement"},
     {"solve", "steep"},
@@ -170,3 +170,17 @@ def test_uninitialised_memory_shows():
     assert made[3].requires_grad
     assert torch.empty(3, dtype=torch.long).dtype == torch.long
     assert torch.compile(lambda: torch.empty(3).fill_(1.0), fullgraph=True, backend="eager")().tolist() == [1.0] * 3
+
+
+def test_an_operator_and_a_head_import_no_compiler():
+    loaded = run(
+        """
+        import sys, torch, fenchel
+        logits, target = torch.randn(3, 5), torch.tensor([0, 1, 2])
+        fenchel.softargmax(logits)
+        fenchel.fenchel_young(logits, target, "alpha:1.5")
+        fenchel.linear_fenchel_young(torch.randn(3, 4), torch.randn(5, 4), target, "js")
+        print("torch._dynamo" in sys.modules)
+        """
+    )
+    assert loaded.strip() == "False"

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .generators import INF, Generator, Scalar, by_handle, operator_of
+from .opaque import opaque
 
 # u is searched within e^-LIMIT .. e^LIMIT: beyond, u * u underflows in float64
 LIMIT = 340.0
@@ -137,7 +138,7 @@ def _limits(f: Scalar, df: Scalar, d2f: Scalar, f0: float | None, df0: float | N
     return f0, df0
 
 
-@torch.library.custom_op("fenchel::invert", mutates_args=())
+@opaque("invert")
 def _invert(w: Tensor, number: int) -> Tensor:
     """log u with f'(u) = w by bisection-guarded Newton on log u, elementwise; -LIMIT below the support."""
     g = by_handle(number)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .generators import Generator, by_handle, operator_of
+from .opaque import opaque
 from .steep import steep_top
 from .vocab import LOCAL, Vocabulary
 
@@ -199,7 +200,7 @@ def check_reference(q: Tensor, vocab: Vocabulary = LOCAL) -> None:
         raise ValueError(f"q: got {entry}{found}; pass positive finite numbers (mask a token by a logit of -inf)")
 
 
-@torch.library.custom_op("fenchel::top", mutates_args=())
+@opaque("top")
 def top_of(
     d: Tensor, q: Tensor, number: int, group: str = "", offset: int = 0, size: int = 0, widest: int = 0
 ) -> Tensor:

@@ -14,6 +14,7 @@ from ..agreement import Meeting, ProcessGroup
 from ..checks import check_positive, check_reduction
 from ..generators import Generator, by_handle
 from ..generators import generator as named
+from ..opaque import opaque
 from ..terms import check_skew, terms
 from ..vocab import LOCAL, Vocabulary
 from .derived import rows_of, total
@@ -169,7 +170,7 @@ class DivergenceCall:
         return _divergence(*tensors, c, *numbers, *self.vocab.numbers, want)  # pyright: ignore[reportArgumentType]
 
 
-@torch.library.custom_op("fenchel::divergence", mutates_args=())
+@opaque("divergence")
 def _divergence(
     hp: Tensor,
     wp: Tensor,

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..agreement import Meeting, ProcessGroup
 from ..checks import check_positive
 from ..losses.fenchel_young import check_target, check_values
+from ..opaque import opaque
 from ..vocab import LOCAL, Vocabulary
 from .derived import rows_of
 from .opaque import one_by_one, returned, unmade
@@ -153,7 +154,7 @@ class LogpCall:
         return _logp(*tensors, c, *numbers, want)  # pyright: ignore[reportArgumentType]
 
 
-@torch.library.custom_op("fenchel::logp", mutates_args=())
+@opaque("logp")
 def _logp(
     hidden: Tensor,
     weight: Tensor,

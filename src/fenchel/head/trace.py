@@ -1,12 +1,15 @@
 """Functions of tiles as graphs of elementary operations: what compilers are given, ours and torch's."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["COLUMNS", "EXPM1", "POWER", "ROWS", "expm1", "power", "sample_of", "traced"]
 
@@ -37,10 +40,72 @@ def traced(
     mode: Literal["fake", "symbolic"],
 ) -> GraphModule:
     """fn as a graph of elementary operations. replaced: operations that are stated by others."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # imports a compiler
-
     with torch.no_grad():
+        if mode == "fake":
+            return recorded(fn, sample, replaced)
+        from torch.fx.experimental.proxy_tensor import make_fx  # imports a compiler
+
         return make_fx(fn, replaced, tracing_mode=mode)(*sample)
+
+
+def recorded(fn: Callable[..., Any], sample: list[Tensor], replaced: dict[Any, Callable[..., Any]]) -> GraphModule:
+    """The operations that fn calls on tensors like these: what make_fx finds, without the seconds that its import takes."""
+    record = _Record(replaced)
+    inputs = [record.known(torch.zeros_like(x), record.graph.placeholder(f"x{i}")) for i, x in enumerate(sample)]
+    with record:
+        out = fn(*inputs)
+    record.graph.output(tree_map_only(Tensor, record.node_of, out))
+    record.graph.eliminate_dead_code()
+    return GraphModule(record.constants, record.graph)
+
+
+class _Record(TorchDispatchMode):
+    """Does operations on examples, and writes down those that depend on the inputs; the other tensors are constants."""
+
+    def __init__(self, replaced: dict[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self.replaced, self.graph, self.constants = replaced, Graph(), torch.nn.Module()
+        # by identity, and kept: another tensor must not take the place of one that is gone
+        self.nodes: dict[int, tuple[Tensor, Node]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import a compiler, to tell it to keep out
+
+    def known(self, x: Tensor, node: Node) -> Tensor:
+        """x, from here on the value of a node."""
+        node.meta["val"] = x
+        self.nodes[id(x)] = x, node
+        return x
+
+    def node_of(self, x: Tensor) -> Node:
+        """The node of a tensor."""
+        if id(x) not in self.nodes:
+            name = f"constant{len(self.nodes)}"
+            self.constants.register_buffer(name, x)
+            self.known(x, self.graph.get_attr(name))
+        return self.nodes[id(x)][1]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.replaced:
+            with self:
+                out = self.replaced[func](*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if not any(isinstance(x, Tensor) and id(x) in self.nodes for x in tree_leaves((args, kwargs))):
+            return out
+        results = tree_leaves(out)
+        if not all(isinstance(x, Tensor) for x in results):
+            raise ValueError(f"{func} asks what is in a tensor: a function of tiles must not depend on it")
+        node = self.graph.call_function(func, *tree_map_only(Tensor, self.node_of, (args, kwargs)))
+        if isinstance(out, Tensor):
+            return self.known(out, node)
+        node.meta["val"] = out
+        for i, x in enumerate(results):
+            self.known(x, self.graph.call_function(operator.getitem, (node, i)))
+        return out
 
 
 # terms of the series of exp(t) - 1 on |t| < 1/2: to 2^-30 and 2^-60 of it

@@ -26,6 +26,7 @@ from ..losses.fenchel_young import (
     young_rows,
     young_spec,
 )
+from ..opaque import opaque
 from ..operators import working_dtype
 from ..vocab import LOCAL, Vocabulary
 from . import native
@@ -203,7 +204,7 @@ def _run(
     return total(call, c, *tensors)
 
 
-@torch.library.custom_op("fenchel::young", mutates_args=())
+@opaque("young")
 def _young(
     hidden: Tensor,
     weight: Tensor,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..agreement import Meeting, ProcessGroup
 from ..checks import check_floating, check_positive, check_reduction, check_smoothing, check_vocabulary, reference
 from ..generators import INF, Generator, generator, operator_of
+from ..opaque import opaque
 from ..operators import solve_rows, working_dtype
 from ..vocab import LOCAL, Vocabulary
 
@@ -261,7 +262,7 @@ def check_values(y: Tensor, width: int, ignore_index: int, vocab: Vocabulary = L
     return _check_probabilities(y, *vocab.numbers)
 
 
-@torch.library.custom_op("fenchel::check_labels", mutates_args=())
+@opaque("check_labels")
 def _check_labels(y: Tensor, v: int, ignore_index: int) -> Tensor:
     wrong = (y != ignore_index) & ((y < 0) | (y >= v))
     if bool(wrong.any()):
@@ -271,7 +272,7 @@ def _check_labels(y: Tensor, v: int, ignore_index: int) -> Tensor:
     return torch.zeros((), device=y.device)
 
 
-@torch.library.custom_op("fenchel::check_probabilities", mutates_args=())
+@opaque("check_probabilities")
 def _check_probabilities(y: Tensor, group: str = "", offset: int = 0, size: int = 0, widest: int = 0) -> Tensor:
     vocab = Vocabulary(group, offset, size, widest)
     mass, least = vocab.sum(y), -vocab.amax(-y)

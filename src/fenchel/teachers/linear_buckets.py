@@ -21,6 +21,7 @@ from ..head.projection import MEMORY, rows_per_tile
 from ..head.rows import Tile
 from ..head.sweep import Head, sweep
 from ..head.tiles import tile_function
+from ..opaque import opaque
 from ..terms import row_divergence, through_softmax
 from .buckets import TopK, bucket_rows, check_first, check_rows, check_student, student_temperature
 from .tiles import OneHead, check_one_head
@@ -132,7 +133,7 @@ class BucketCall:
         return _buckets(*tensors, c, *numbers, want)  # pyright: ignore[reportArgumentType]
 
 
-@torch.library.custom_op("fenchel::buckets", mutates_args=())
+@opaque("buckets")
 def _buckets(
     hidden: Tensor,
     weight: Tensor,

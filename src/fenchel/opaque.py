@@ -1,0 +1,62 @@
+"""Operators that compilers and functorch do not look into.
+
+What `torch.library.custom_op` makes, but for one thing: that imports a compiler when an operator is first called, seconds of work that a program which
+compiles nothing has no use for.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+
+__all__ = ["Opaque", "opaque"]
+
+P, R = ParamSpec("P"), TypeVar("R")
+_library = torch.library.Library("fenchel", "FRAGMENT")
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque(Generic[P, R]):
+    """A function of tensors and numbers as the operator torch.ops.fenchel.<name>; it returns new tensors and has no derivative."""
+
+    name: str
+    overload: Callable[P, R]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The function's result."""
+        return self.overload(*args, **kwargs)
+
+    def register_fake(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """What a compiler is told: shapes and dtypes."""
+        return torch.library.register_fake(f"fenchel::{self.name}", fn, lib=_library)
+
+    def register_vmap(self, fn: Callable[..., Any]) -> None:
+        """What to do with a batch."""
+        torch.library.register_vmap(f"fenchel::{self.name}", fn, lib=_library)
+
+
+def opaque(name: str) -> Callable[[Callable[P, R]], Opaque[P, R]]:
+    """Makes a function the operator fenchel::name."""
+
+    def register(fn: Callable[P, R]) -> Opaque[P, R]:
+        schema = torch.library.infer_schema(fn, mutates_args=())
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, _uncompiled(fn), "CompositeExplicitAutograd")
+        return Opaque(name, getattr(torch.ops.fenchel, name).default)
+
+    return register
+
+
+def _uncompiled(fn: Callable[P, R]) -> Callable[P, R]:
+    """fn, which no compiler may trace; one that was not imported cannot."""
+    disabled = functools.cache(lambda: torch.compiler.disable(fn))
+
+    @functools.wraps(fn)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        inside = disabled() if "torch._dynamo" in sys.modules else fn
+        return inside(*args, **kwargs)
+
+    return call
