@@ -97,7 +97,7 @@ def rich_tables(report: Report) -> list[Table]:
             title=f"{title(facts, report.size)}: {headline(facts, report.size)}", title_justify="left", box=SIMPLE
         )
         table.add_column("path", no_wrap=True)
-        for column in ("seconds", "× dense", "× product", "% of ceiling", "MiB"):
+        for column in ("seconds", "× dense", "× product", "ceiling", "MiB"):
             table.add_column(column, justify="right")
         table.add_column("target")
         for row in rows:
@@ -108,7 +108,7 @@ def rich_tables(report: Report) -> list[Table]:
                 for t in row.targets
             )
             style = "bold" if row.kind == "fused" else None
-            table.add_row(label, time, dense, product, share, peak, verdict, style=style)
+            table.add_row(label, time, dense, product, share and f"{share} %", peak, verdict, style=style)
         tables.append(table)
     return tables
 
