@@ -8,24 +8,23 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 
 __all__ = ["Opaque", "opaque"]
 
-P, R = ParamSpec("P"), TypeVar("R")
 _library = torch.library.Library("fenchel", "FRAGMENT")
 
 
 @dataclass(frozen=True, eq=False)
-class Opaque(Generic[P, R]):
+class Opaque:
     """A function of tensors and numbers as the operator torch.ops.fenchel.<name>; it returns new tensors and has no derivative."""
 
     name: str
-    overload: Callable[P, R]
+    overload: Callable[..., Any]
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function's result."""
         return self.overload(*args, **kwargs)
 
@@ -38,10 +37,10 @@ class Opaque(Generic[P, R]):
         torch.library.register_vmap(f"fenchel::{self.name}", fn, lib=_library)
 
 
-def opaque(name: str) -> Callable[[Callable[P, R]], Opaque[P, R]]:
+def opaque(name: str) -> Callable[[Callable[..., Any]], Opaque]:
     """Makes a function the operator fenchel::name."""
 
-    def register(fn: Callable[P, R]) -> Opaque[P, R]:
+    def register(fn: Callable[..., Any]) -> Opaque:
         schema = torch.library.infer_schema(fn, mutates_args=())
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, _uncompiled(fn), "CompositeExplicitAutograd")
@@ -50,12 +49,12 @@ def opaque(name: str) -> Callable[[Callable[P, R]], Opaque[P, R]]:
     return register
 
 
-def _uncompiled(fn: Callable[P, R]) -> Callable[P, R]:
+def _uncompiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     """fn, which no compiler may trace; one that was not imported cannot."""
     disabled = functools.cache(lambda: torch.compiler.disable(fn))
 
     @functools.wraps(fn)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: Any, **kwargs: Any) -> Any:
         inside = disabled() if "torch._dynamo" in sys.modules else fn
         return inside(*args, **kwargs)
 
