@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@[ -f $(STAMP) ] || $(PYTHON) -m venv --clear .venv
 	@rm -f $(STAMP)
 	$(PY) -m pip install -qq --no-compile -c constraints.txt '$(TORCH)'
-	$(PY) -m pip install -qq --no-compile -c constraints.txt -e '.[cli,hf,sklearn,trl,lightning,dev]'
+	$(PY) -m pip install -qq --no-compile -c constraints.txt -e '.[cli,hf,sklearn,trl,lightning,triton,dev]'
 	@echo "$(CURDIR)" > $(STAMP)
 
 clean:

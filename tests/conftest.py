@@ -8,6 +8,8 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
+    # kernels for a GPU run here one operation at a time
+    TRITON_INTERPRET="1",
 )
 
 import hypothesis

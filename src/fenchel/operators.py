@@ -263,17 +263,31 @@ def excess_of(
     Args:
         live: the entries to count, with u > 0 there (None: all; needed where f(0) is infinite).
     """
-    dual = operator_of(g).dual
-    safe = u if live is None else torch.where(live, u, 1.0)
     if g.f0 < INF:
-        gain = q * dual(safe)
-        total = vocab.sum(gain if live is None else torch.where(live, gain, 0.0))
-        return (total + (g.link_one - g.f0 - top)).squeeze(-1)
+        return excess_at(vocab.sum(gains(d, u, live, q, None, g)), None, top, None, g).squeeze(-1)
     assert live is not None
     flat = 1 / vocab.sum(torch.where(live, q, 0.0))
-    lost = q * (safe * torch.where(live, d, 0.0) + _bregman(safe, flat, g))
-    mass, lost = vocab.sums(torch.where(live, q * safe, 0.0), torch.where(live, lost, 0.0))
-    return ((mass - 1) * (top - g.link(torch.log(flat))) - lost).squeeze(-1)
+    p = torch.where(live, q * torch.where(live, u, 1.0), 0.0)
+    mass, gain = vocab.sums(p, gains(d, u, live, q, flat, g))
+    return excess_at(gain, mass, top, flat, g).squeeze(-1)
+
+
+def gains(d: Tensor, u: Tensor, live: Tensor | None, q: Tensor, flat: Tensor | None, g: Generator) -> Tensor:
+    """What each entry adds to value - best; flat: u at zero logits, where f(0) is infinite."""
+    safe = u if live is None else torch.where(live, u, 1.0)
+    if flat is None:
+        gain = q * operator_of(g).dual(safe)
+    else:
+        near = d if live is None else torch.where(live, d, 0.0)
+        gain = -q * (safe * near + _bregman(safe, flat, g))
+    return gain if live is None else torch.where(live, gain, 0.0)
+
+
+def excess_at(gain: Tensor, mass: Tensor | None, top: Tensor, flat: Tensor | None, g: Generator) -> Tensor:
+    """value - best from the sums of `gains` and, where f(0) is infinite, of p; elementwise over rows."""
+    if mass is None or flat is None:
+        return gain + (g.link_one - g.f0 - top)
+    return gain + (mass - 1) * (top - g.link(torch.log(flat)))
 
 
 def _bregman(u: Tensor, v: Tensor, g: Generator) -> Tensor:

@@ -50,12 +50,42 @@ class Threshold:
     reads: int
 
 
-def sums(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """S, dS/dtop and the size of the support at top, each [N, 1]: all that the solver knows of a row."""
+def shares(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """What each entry adds to S and to dS/dtop, and whether it is in the support."""
     op = operator_of(g)
     u = op.unlink(top - d)
-    mass, spread = (q * u).sum(1, keepdim=True), (q * op.spread(u)).sum(1, keepdim=True)
-    return mass, spread, (u > 0).sum(1, keepdim=True) if g.sparse else torch.empty_like(mass, dtype=torch.int64)
+    return q * u, q * op.spread(u), u > 0
+
+
+def sums(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """S, dS/dtop and the size of the support at top, each [N, 1]: all that the solver knows of a row."""
+    of_mass, of_spread, inside = shares(d, top, q, g)
+    mass, spread = of_mass.sum(1, keepdim=True), of_spread.sum(1, keepdim=True)
+    return mass, spread, inside.sum(1, keepdim=True) if g.sparse else torch.empty_like(mass, dtype=torch.int64)
+
+
+def bracket(total: Tensor, best_q: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
+    """Where S <= 1 and where S >= 1: all tokens as good as the best, and the best alone."""
+    return g.link(-torch.log(total)), g.link(-torch.log(best_q))
+
+
+def advance(
+    top: Tensor, low: Tensor, high: Tensor, mass: Tensor, spread: Tensor, total: Tensor, target: Tensor, g: Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step: the next top, the bracket, narrower, and whether top itself will do (it is kept). Elementwise over rows.
+
+    total: sum of q; target: link(1 / total), the left end of the first bracket.
+    """
+    above = mass >= 1
+    low, high = torch.where(above, low, torch.maximum(low, top)), torch.where(above, torch.minimum(high, top), high)
+    average = mass / total
+    step = (g.link(torch.log(average)) - target) * (total * operator_of(g).spread(average) / spread)
+    new = top - step
+    miss, tolerance = (mass - 1).abs(), tolerance_of(top.dtype, g)
+    rounding = 2 * torch.finfo(top.dtype).eps * top.abs()  # neighbouring floats: nothing is left to decide
+    done = ~(miss > tolerance) | (high - low <= rounding) | ((step.abs() <= rounding) & (miss <= 1e3 * tolerance))
+    new = torch.where((new >= low) & (new <= high) & (new != top), new, _between(low, high, g))
+    return torch.where(done, top, new), low, high, done
 
 
 Evaluate = Callable[[Tensor, Tensor, Tensor, Generator], tuple[Tensor, Tensor, Tensor]]
@@ -94,32 +124,22 @@ def threshold(
         zero = d.new_zeros(n, 1)
         mass, _, support = evaluated(d, zero, q)
         return Threshold(-torch.log(mass), zero + 1, zero + 1, support, 1, d.numel())
-    op = operator_of(g)
-    total, best_q = _total(q, d, vocab), measure_of_best(d, q, vocab)
     one = d.new_ones(n, 1)
-    low, high = g.link(-torch.log(total) * one), g.link(-torch.log(best_q) * one)
+    total = _total(q, d, vocab) * one
+    low, high = bracket(total, measure_of_best(d, q, vocab) * one, g)
     if is_steep(g):
         top, used = steep_top(d, q, g, high, evaluated, vocab)
         mass, spread, support = evaluated(d, top, q)
         return Threshold(top, mass, spread, support, used + 1, (used + 1) * d.numel())
-    target, tolerance = g.link(-torch.log(total)), tolerance_of(d.dtype, g)
-    eps = torch.finfo(d.dtype).eps
 
     found = [high.clone(), one.clone(), one.clone(), torch.zeros_like(one, dtype=torch.int64)]
     rows: Tensor | None = None  # None while every row is active
-    top, reads, used = high, 0, 0
+    top, target, reads, used = high, low, 0, 0
     for _ in range(EVALUATIONS):
         used += 1
         mass, spread, support = evaluated(d, top, q)
         reads += d.numel()
-        above = mass >= 1
-        low, high = torch.where(above, low, torch.maximum(low, top)), torch.where(above, torch.minimum(high, top), high)
-        average = mass / total
-        step = (g.link(torch.log(average)) - target) * (total * op.spread(average) / spread)
-        new = top - step
-        miss = (mass - 1).abs()
-        rounding = 2 * eps * top.abs()  # neighbouring floats: nothing is left to decide
-        done = ~(miss > tolerance) | (high - low <= rounding) | ((step.abs() <= rounding) & (miss <= 1e3 * tolerance))
+        new, low, high, done = advance(top, low, high, mass, spread, total, target, g)
         keep = ~done.squeeze(1)
         for whole, part in zip(found, (top, mass, spread, support), strict=True):
             if rows is None:
@@ -129,13 +149,12 @@ def threshold(
         alive = int(keep.sum())
         if alive == 0:
             break
-        new = torch.where((new >= low) & (new <= high) & (new != top), new, _between(low, high, g))
-        top = torch.where(done, top, new)
+        top = new
         if alive <= 0.75 * len(keep):
             rows = keep.nonzero().squeeze(1) if rows is None else rows[keep]
             d, top, low, high, support = d[keep], top[keep], low[keep], high[keep], support[keep]
             q = q[keep] if q.dim() == 2 else q
-            total, target = (total[keep], target[keep]) if total.dim() == 2 else (total, target)
+            total, target = total[keep], target[keep]
         if g.sparse and int(support.max()) <= share * d.shape[1]:
             d, q = compact(d, q, high - g.edge)
     return Threshold(found[0], found[1], found[2], found[3], used, reads)

@@ -169,7 +169,7 @@ def row_divergence(
         fused: state it for a compiler that fuses elementwise work, not to be differentiated: f and its adjoint share one argument and its exponential.
     """
     f = g if isinstance(g, Scalars) else scalars(g)
-    term, d_p, d_q = _derivatives(log_p, log_q, f, grad_p, grad_q, fused)
+    term, d_p, d_q = entry_derivatives(log_p, log_q, f, grad_p, grad_q, fused)
     return term.sum(-1), d_p, d_q
 
 
@@ -195,7 +195,7 @@ class _Terms(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         log_p, log_q = ctx.saved_tensors
         need_p, need_q, _ = ctx.needs_input_grad
-        _, d_p, d_q = _derivatives(log_p, log_q, scalars(ctx.g), need_p, need_q)
+        _, d_p, d_q = entry_derivatives(log_p, log_q, scalars(ctx.g), need_p, need_q)
         return None if d_p is None else grad * d_p, None if d_q is None else grad * d_q, None
 
 
@@ -237,7 +237,7 @@ def _below_zero(t: Tensor) -> Tensor:
     return t - 2 * torch.relu(t)
 
 
-def _derivatives(
+def entry_derivatives(
     log_p: Tensor, log_q: Tensor, f: Scalars, need_p: bool, need_q: bool, fused: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The terms and their derivatives in log p and log q, as a plain differentiable expression."""

@@ -5,6 +5,7 @@ gradients are made in the forward pass: four products where only the student has
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from .pairs import OneHead, rows_that_count, two_heads, two_shards
 from .projection import MEMORY, logits_of, ranks_share, rows_per_tile
 from .rows import slices_of
 from .sweep import Head, sweep
+from .triton.use import check_backend, chosen
 
 __all__ = ["linear_divergence"]
 
@@ -46,6 +48,7 @@ def linear_divergence(
     vocabulary: int | None = None,
     reduction: str = "none",
     memory: int = MEMORY,
+    backend: str = "auto",
     group: ProcessGroup | None = None,
 ) -> Tensor:
     """D_f(p || skew p + (1 - skew) q) of p, q = softmax(z / T), z = cap(scale (hidden @ weight.T + bias)) never stored.
@@ -63,6 +66,7 @@ def linear_divergence(
             different V without it raise.
         reduction: "none" ([...]), "sum", or "mean" over the rows that count; 0, differentiable, if none does.
         memory: bytes that a tile of both heads' logits may take.
+        backend: "triton": the tiles' row kernels in Triton, or an error that says why not; "torch": without; "auto": Triton on a GPU, where it can.
         group: the ranks that share the vocabulary (docs/parallel.md): weights and biases are then this rank's shard, of the same classes for both heads;
             hidden states and mask are the same on every rank, whole. Not needed for DTensors, which say it themselves.
 
@@ -88,6 +92,7 @@ def linear_divergence(
         g = named(generator)
         temperature, skew = check_positive("temperature", temperature), check_skew(skew)
         check_reduction(reduction)
+        check_backend(backend)
         pair = two_heads(("p", "q"), p, q, softcap, scale, vocabulary)
         heads, caps, scales, lead = pair.heads, pair.softcap, pair.scale, pair.lead
         counted = rows_that_count(mask, lead, heads[0][0].device)
@@ -104,12 +109,13 @@ def linear_divergence(
             scale=scales,
             reduction=reduction,
             memory=memory,
+            backend=backend,
             of_p=ranks_share(*heads[0]),
             of_q=ranks_share(*heads[1]),
         )
     flat = [x for h, w, b in heads for x in (vocab.spread(h.reshape(-1, h.shape[-1])), w, b)]
     tile = PairTile(g, skew, temperature, caps, scales, rows_per_tile(vocab.width(v), 32, memory), vocab)
-    call = DivergenceCall(g, skew, temperature, caps, scales, memory, tile, vocab)
+    call = DivergenceCall(g, skew, temperature, caps, scales, memory, backend, tile, vocab)
     if reduction == "none":
         return rows_of(call, *flat, counted).view(lead)
     size = counted.sum().clamp_min(1) if reduction == "mean" else counted.new_ones((), dtype=torch.int64)
@@ -160,6 +166,7 @@ class DivergenceCall:
     caps: tuple[float | None, float | None]
     scales: tuple[float, float]
     memory: int
+    backend: str
     tile: PairTile
     vocab: Vocabulary = LOCAL
     free = 6
@@ -167,7 +174,7 @@ class DivergenceCall:
 
     def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> Any:
         numbers = (self.g.handle, self.skew, self.temperature, *self.caps, *map(float, self.scales), self.memory)
-        return _divergence(*tensors, c, *numbers, *self.vocab.numbers, want)  # pyright: ignore[reportArgumentType]
+        return _divergence(*tensors, c, *numbers, self.backend, *self.vocab.numbers, want)  # pyright: ignore[reportArgumentType]
 
 
 @opaque("divergence")
@@ -188,6 +195,7 @@ def _divergence(
     scale_p: float,
     scale_q: float,
     memory: int,
+    backend: str,
     group: str,
     offset: int,
     classes: int,
@@ -201,13 +209,19 @@ def _divergence(
         Head(hp[keep], wp, bp, cap_p, scale_p, (want[0], want[1], want[2])),
         Head(hq[keep], wq, bq, cap_q, scale_q, (want[3], want[4], want[5])),
     ]
-    kernel = DivergenceKernel(
-        by_handle(number), skew, temperature, (any(want[:3]), any(want[3:])), dtype, len(keep) * len(wp), vocab
-    )
+    g, needed = by_handle(number), (any(want[:3]), any(want[3:]))
+    triton = chosen(backend, hp.device, group, partial(_obstacle, g, skew, dtype))
+    kernel = DivergenceKernel(g, skew, temperature, needed, dtype, len(keep) * len(wp), vocab, triton)
     part, totals = sweep(heads, kernel, None if c is None else c[keep].to(dtype), memory, vocab=vocab)
     rows = torch.zeros(len(counted), dtype=dtype, device=hp.device).index_copy_(0, keep, part.to(dtype))
     out = returned(totals[0] + totals[1], (hp, wp, bp, hq, wq, bq), keep)
     return rows, out[0], out[1], out[2], out[3], out[4], out[5]
+
+
+def _obstacle(g: Generator, skew: float, dtype: torch.dtype) -> str | None:
+    from .triton.functions import divergence_obstacle  # imports triton
+
+    return divergence_obstacle(g, skew, dtype)
 
 
 @_divergence.register_fake
@@ -240,6 +254,7 @@ class DivergenceKernel:
     dtype: torch.dtype
     entries: int
     vocab: Vocabulary = LOCAL
+    triton: bool = False
 
     def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, None]:
         if self.temperature != 1:
@@ -248,6 +263,11 @@ class DivergenceKernel:
             c = None if c is None else c / self.temperature
         c = None if c is None else c.to(self.dtype).unsqueeze(1)
         zp, zq = logits
+        if self.triton:
+            from .triton.divergence import divergence_ as by_triton  # imports triton
+
+            upstream = None if c is None else c.squeeze(1)
+            return by_triton(zp, zq, upstream, self.needed, self.g, self.skew, self.dtype), None
         bytes_at_once = SHARED_BLOCK_BYTES if self.vocab.group else BLOCK_BYTES
         step = max(1, bytes_at_once // (self.vocab.width(zp.shape[1]) * zp.element_size()))
         of = (self.needed, self.g, self.skew, self.entries, self.vocab)

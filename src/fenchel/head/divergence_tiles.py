@@ -64,10 +64,15 @@ def rows_(zp: Tensor, zq: Tensor, c: Tensor, of: Divergence) -> Tensor:
     out, *grads = row_divergence(logs[0], logs[1], of.f, grad_p=grad_p, grad_q=grad_q, fused=of.fused)
     kept = [(z, d, b, s) for z, d, b, s in zip((zp, zq), grads, best, spread, strict=True) if d is not None]
     total, *totals = of.vocab.across(out.unsqueeze(1), *(d.sum(1, keepdim=True) for _, d, _, _ in kept))
-    new = [c * (d - torch.exp(z - b - s) * t) for (z, d, b, s), t in zip(kept, totals, strict=True)]
+    new = [pulled(d, z - b - s, t, c) for (z, d, b, s), t in zip(kept, totals, strict=True)]
     for (z, *_), x in zip(kept, new, strict=True):
         z.copy_(x)
     return total.squeeze(1)
+
+
+def pulled(grad: Tensor, log_p: Tensor, total: Tensor, c: Tensor) -> Tensor:
+    """c times the gradient in a logit, from that in its log-probability and the row's sum of these; elementwise."""
+    return c * (grad - torch.exp(log_p) * total)
 
 
 @lru_cache(maxsize=128)

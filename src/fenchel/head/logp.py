@@ -17,6 +17,7 @@ from .projection import MEMORY, autocast, check_head, ranks_share, rows_per_tile
 from .rows import Tile
 from .sweep import Head, sweep
 from .tiles import tile_function
+from .triton.use import check_backend, chosen
 
 __all__ = ["LogProbabilities", "linear_logp"]
 
@@ -54,6 +55,7 @@ def linear_logp(
     temperature: float = 1.0,
     ignore_index: int = -100,
     memory: int = MEMORY,
+    backend: str = "auto",
     group: ProcessGroup | None = None,
 ) -> LogProbabilities:
     """log p_target, entropy and logsumexp of p = softmax(z / T), z = cap(scale (hidden @ weight.T + bias)) never stored.
@@ -70,6 +72,7 @@ def linear_logp(
         temperature: T > 0, the sampling temperature: all three results are those of the tempered distribution.
         ignore_index: positions with this class give 0 and no gradient, and are dropped before the first product.
         memory: bytes that a tile of logits may take.
+        backend: "triton": the tiles' row kernels in Triton, or an error that says why not; "torch": without; "auto": Triton on a GPU, where it can.
         group: the ranks that share the vocabulary (docs/parallel.md): weight and bias are then this rank's shard; hidden and target are the same on
             every rank, whole. Not needed for DTensors, which say it themselves.
 
@@ -93,6 +96,7 @@ def linear_logp(
         hidden, weight = meeting.whole("hidden", hidden), meeting.shard("weight", weight)
         bias, target = meeting.shard("bias", bias), meeting.whole("target", target)
         temperature = check_positive("temperature", temperature)
+        check_backend(backend)
         hidden, weight, bias = autocast(hidden, weight, bias)
         lead = check_head(hidden, weight, bias, softcap, scale)
         y, indices = check_target(torch.Size((*lead, len(weight))), target, ignore_index, hidden.dtype)
@@ -108,11 +112,12 @@ def linear_logp(
             temperature=temperature,
             ignore_index=ignore_index,
             memory=memory,
+            backend=backend,
             **ranks_share(hidden, weight, bias),
         )
     rows = rows_per_tile(vocab.width(len(weight)), 16, memory)
     tile = Tile(_Rows(temperature, ignore_index, vocab), softcap, float(scale), rows, ignore_index)
-    call = LogpCall(temperature, ignore_index, softcap, float(scale), memory, tile, vocab)
+    call = LogpCall(temperature, ignore_index, softcap, float(scale), memory, backend, tile, vocab)
     out = rows_of(call, vocab.spread(hidden.reshape(-1, hidden.shape[-1])), weight, bias, y)
     logp, entropy, lse = out.unbind(1)
     return LogProbabilities(logp.view(lead), entropy.view(lead), lse.view(lead))
@@ -144,14 +149,15 @@ class LogpCall:
     softcap: float | None
     scale: float
     memory: int
+    backend: str
     tile: Tile
     vocab: Vocabulary = LOCAL
     free = 3
     constants = 0
 
     def op(self, tensors: tuple[Tensor | None, ...], c: Tensor | None, want: list[bool]) -> Any:
-        numbers = (self.temperature, self.ignore_index, self.softcap, self.scale, self.memory, *self.vocab.numbers)
-        return _logp(*tensors, c, *numbers, want)  # pyright: ignore[reportArgumentType]
+        numbers = (self.temperature, self.ignore_index, self.softcap, self.scale, self.memory, self.backend)
+        return _logp(*tensors, c, *numbers, *self.vocab.numbers, want)  # pyright: ignore[reportArgumentType]
 
 
 @opaque("logp")
@@ -166,6 +172,7 @@ def _logp(
     softcap: float | None,
     scale: float,
     memory: int,
+    backend: str,
     group: str,
     offset: int,
     classes: int,
@@ -177,7 +184,7 @@ def _logp(
     check_values(y, len(weight), ignore_index, vocab)
     keep = (y != ignore_index).nonzero().squeeze(1)
     head = Head(hidden[keep], weight, bias, softcap, scale, (want[0], want[1], want[2]))
-    kernel = LogpKernel(y[keep], temperature, len(keep) * len(weight), vocab)
+    kernel = LogpKernel(y[keep], temperature, len(keep) * len(weight), vocab, chosen(backend, hidden.device, group))
     part, [grads] = sweep([head], kernel, None if c is None else c[keep].to(head.dtype), memory, kernel.spare, vocab)
     rows = torch.zeros(len(y), 3, dtype=head.dtype, device=y.device)
     if len(keep):
@@ -209,6 +216,7 @@ class LogpKernel:
     temperature: float
     entries: int
     vocab: Vocabulary = LOCAL
+    triton: bool = False
     spare = 1
 
     def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, None]:
@@ -216,7 +224,14 @@ class LogpKernel:
         if self.temperature != 1:
             z /= self.temperature
         own = self.vocab.pick(z, y).unsqueeze(1)
-        if c is None:
+        if self.triton:
+            from .triton.softmax import logp_gradient_, softmax_rows  # imports triton
+
+            best, spread, entropy = softmax_rows(z)
+            if c is not None:
+                logp_gradient_(z, best, spread, entropy, y, c / self.temperature)
+            best, spread, entropy = (x.unsqueeze(1) for x in (best, spread, entropy))
+        elif c is None:
             best, spread, entropy = tile_function(_values, self.vocab, self.entries)(z)
         else:
             c = c / self.temperature
@@ -235,8 +250,13 @@ def _gradient_(z: Tensor, c: Tensor, vocab: Vocabulary) -> tuple[Tensor, Tensor,
     """`_values`; z becomes p (c_lse - c_logp - c_H (log p + H))."""
     p, log_p, best, spread, entropy = _softmax(z, vocab)
     own, of_entropy, of_lse = (x.unsqueeze(1) for x in c.unbind(1))
-    z.copy_(p * (of_lse - own - of_entropy * (log_p + entropy)))
+    z.copy_(pulled(p, log_p, entropy, own, of_entropy, of_lse))
     return best, spread, entropy
+
+
+def pulled(p: Tensor, log_p: Tensor, entropy: Tensor, own: Tensor, of_entropy: Tensor, of_lse: Tensor) -> Tensor:
+    """The gradient in an entry that is not the target's, of upstream gradients of the log-probability, entropy and logsumexp; elementwise."""
+    return p * (of_lse - own - of_entropy * (log_p + entropy))
 
 
 def _softmax(z: Tensor, vocab: Vocabulary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -43,12 +43,25 @@ class Kernel(Protocol):
         ...
 
 
+class Products(Protocol):
+    """Products of CSR rows: `kernels`, or another module with its functions."""
+
+    def rows_times(self, rows: Rows, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """`rows @ weight`, added to `out` if it is given."""
+        ...
+
+    def transpose_times(self, rows: Rows, hidden: Tensor, *, out: Tensor) -> Tensor:
+        """`out += rows.T @ hidden`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sparse:
-    """A gradient c (p - y) with few entries: c p in CSR, and -c y."""
+    """A gradient c (p - y) with few entries: c p in CSR, and -c y; and what multiplies them."""
 
     p: Rows
     target: Rows
+    products: Products = kernels
 
     def add(
         self, head: Head, hidden: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, d_bias: Tensor | None
@@ -57,9 +70,9 @@ class Sparse:
         for rows in (self.p, self.target):
             rows = rows if head.scale == 1 else rows.with_vals(rows.vals * head.scale)
             if d_hidden is not None:
-                kernels.rows_times(rows, head.weight, out=d_hidden)
+                self.products.rows_times(rows, head.weight, out=d_hidden)
             if d_weight is not None:
-                kernels.transpose_times(rows, hidden, out=d_weight)
+                self.products.transpose_times(rows, hidden, out=d_weight)
             if d_bias is not None:
                 d_bias.index_add_(0, rows.cols, rows.vals)
 

@@ -51,11 +51,15 @@ def distances_(z: Tensor, vocab: Vocabulary) -> Tensor:
 def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, of: Operator) -> Tensor:
     """Turns distances d into c p in place, and returns value - best [N]. shift: the last Newton step, (1 - S) / (dS/dtop)."""
     g = of.g
-    op = operator_of(g)
-    u = op.unlink(top - d)
+    u = operator_of(g).unlink(top - d)
     excess = excess_of(d, u, d < INF if g.f0 == INF else None, top, q, g, of.vocab)
-    d.copy_((q * (u + op.spread(u) * shift)).clamp_min(0.0) * c)
+    d.copy_(probability(u, shift, q, g) * c)
     return excess
+
+
+def probability(u: Tensor, shift: Tensor, q: Tensor, g: Generator) -> Tensor:
+    """p after the last Newton step, taken on p itself; elementwise."""
+    return (q * (u + operator_of(g).spread(u) * shift)).clamp_min(0.0)
 
 
 def value(d: Tensor, top: Tensor, q: Tensor, of: Operator) -> Tensor:
@@ -179,3 +183,12 @@ def measure_of(q: Tensor, rows: Rows) -> Tensor:
     """q at the entries of CSR rows."""
     columns = rows.cols.long()
     return q if q.dim() == 0 else q[columns] if q.dim() == 1 else q[rows.row_index(), columns]
+
+
+def positive(p: Rows) -> Rows:
+    """CSR rows without entries that are exactly 0 (NaN is kept)."""
+    kept = p.vals != 0
+    if bool(kept.all()):
+        return p
+    total = torch.cat((p.row_ptr.new_zeros(1), kept.cumsum(0)))
+    return Rows(total[p.row_ptr], p.cols[kept], p.vals[kept], p.columns)

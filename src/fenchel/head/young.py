@@ -35,6 +35,7 @@ from .opaque import one_by_one, returned, unmade
 from .projection import MEMORY, autocast, check_head, ranks_share, rows_per_tile
 from .rows import Rows, Tile, applied
 from .sweep import Head, sweep
+from .triton.use import check_backend, chosen
 from .young_kernel import YoungKernel
 
 __all__ = ["linear_fenchel_young"]
@@ -56,6 +57,7 @@ def linear_fenchel_young(
     ignore_index: int = -100,
     reduction: str = "mean",
     memory: int = MEMORY,
+    backend: str = "auto",
     group: ProcessGroup | None = None,
 ) -> Tensor:
     """`fenchel_young` of logits = cap(scale (hidden @ weight.T + bias)) that are never stored.
@@ -72,6 +74,7 @@ def linear_fenchel_young(
         temperature, label_smoothing, ignore_index, reduction: as `fenchel_young`; ignored rows are dropped before the first product.
         class_weight: `fenchel_young`'s weight, [V].
         memory: bytes that a tile of logits may take.
+        backend: "triton": the tiles' row kernels in Triton, or an error that says why not; "torch": without; "auto": Triton on a GPU, where it can.
         group: the ranks that share the vocabulary (docs/parallel.md): weight, bias, class weights, probability targets and a q that is no number are
             then this rank's shard; hidden and class indices are the same on every rank, whole. Not needed for DTensors, which say it themselves.
 
@@ -97,6 +100,7 @@ def linear_fenchel_young(
         bias, target = meeting.shard("bias", bias), sharded_target(meeting, target)
         q, class_weight = meeting.shard("q", q), meeting.shard("class_weight", class_weight)
         spec = young_spec(generator, temperature, label_smoothing, reduction)
+        check_backend(backend)
         hidden, weight, bias = autocast(hidden, weight, bias)
         lead = check_head(hidden, weight, bias, softcap, scale)
         v, inside = weight.shape[0], working_dtype(spec.generator, hidden.dtype)
@@ -115,6 +119,7 @@ def linear_fenchel_young(
             class_weight=w_,
             ignore_index=ignore_index,
             memory=memory,
+            backend=backend,
             indices=indices,
             kernels=native.available,
             **ranks_share(hidden, weight, bias),
@@ -124,11 +129,16 @@ def linear_fenchel_young(
     ignored = ignore_index if indices else None
     tile = Tile(row_function, softcap, float(scale), rows_per_tile(vocab.width(v), 16, memory), ignored)
     if not indices or (spec.label_smoothing > 0 and (q_.dim() > 0 or w_ is not None)):
+        if backend == "triton":
+            raise ValueError(
+                "backend: got 'triton' with probability targets, or with label smoothing beside class weights or a vector q, "
+                "which have no kernel; pass backend='auto'"
+            )
         checked = check_values(y, v, ignore_index, vocab)
         with torch.autocast(hidden.device.type, enabled=False):
             rows: Tensor = applied(Rows, tile, flat, weight, bias, y)
         return reduce(rows + checked, _size(y, w_, ignore_index, vocab), reduction, lead).to(rows.dtype)
-    call = YoungCall(spec, ignore_index, softcap, float(scale), memory, tile, vocab)
+    call = YoungCall(spec, ignore_index, softcap, float(scale), memory, backend, tile, vocab)
     return _run(call, flat, weight, bias, y, q_, w_, lead)
 
 
@@ -162,6 +172,7 @@ class YoungCall:
     softcap: float | None
     scale: float
     memory: int
+    backend: str
     tile: Tile
     vocab: Vocabulary = LOCAL
     free = 3
@@ -180,6 +191,7 @@ class YoungCall:
             self.scale,
             s.generator.handle,
             self.memory,
+            self.backend,
             *self.vocab.numbers,
             want,
         )
@@ -220,6 +232,7 @@ def _young(
     scale: float,
     number: int,
     memory: int,
+    backend: str,
     group: str,
     offset: int,
     classes: int,
@@ -235,15 +248,21 @@ def _young(
     labels = y if all_kept else y[keep]
     row_c = None if c is None else (c if all_kept else c[keep])
     head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
-    may_skip = softcap is None and weight.dtype == head.dtype
-    kernel = YoungKernel(
-        by_handle(number), labels, q, class_weight, temperature, smoothing, len(part) * len(weight), may_skip, vocab
-    )
+    g, entries = by_handle(number), len(part) * len(weight)
+    triton = chosen(backend, hidden.device, group, partial(_obstacle, g, q.dtype))
+    may_skip = softcap is None and (triton or weight.dtype == head.dtype)
+    kernel = YoungKernel(g, labels, q, class_weight, temperature, smoothing, entries, may_skip, vocab, triton)
     rows, [grads] = sweep([head], kernel, row_c, memory, vocab=vocab)
     if not all_kept:
         rows = rows.new_zeros(len(y)).index_copy_(0, keep, rows)
     out = returned(grads, (hidden, weight, bias), None if all_kept else keep)
     return rows, out[0], out[1], out[2]
+
+
+def _obstacle(g: Generator, dtype: torch.dtype) -> str | None:
+    from .triton.functions import solver_obstacle  # imports triton
+
+    return solver_obstacle(g, dtype)
 
 
 @_young.register_fake

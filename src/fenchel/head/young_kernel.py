@@ -22,7 +22,19 @@ from ..vocab import LOCAL, Vocabulary
 from . import kernels, native
 from .kernels import Rows
 from .sweep import Sparse
-from .tiles import Operator, distances_, finish_, measure_of, packed, solved, solved_relative, tile_function, value
+from .tiles import (
+    Operator,
+    distances_,
+    finish_,
+    measure_of,
+    packed,
+    positive,
+    probability,
+    solved,
+    solved_relative,
+    tile_function,
+    value,
+)
 
 # Shares of a dense product at which the alternatives cost the same (measured at N = 2048, D = 512, V = 32,768 on two cores, see docs/benchmarks.md).
 GATHERED_NATIVE, GATHERED_TORCH = 0.25, 0.01
@@ -35,8 +47,8 @@ SAMPLE, BLOCK_BYTES = 8, 8 * 2**20
 class YoungKernel:
     """What is constant over tiles.
 
-    entries: N V of the call; may_skip: the head allows a sparse gradient; vocab: of which tiles are a shard. Ranks choose their way from reduced numbers, so
-    they all go the same.
+    entries: N V of the call; may_skip: the head allows a sparse gradient; vocab: of which tiles are a shard; triton: by the kernels of `triton.young`. Ranks
+    choose their way from reduced numbers, so they all go the same.
     """
 
     g: Generator
@@ -48,6 +60,7 @@ class YoungKernel:
     entries: int
     may_skip: bool
     vocab: Vocabulary = LOCAL
+    triton: bool = False
 
     def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
         """Losses of a tile's rows, and with c the gradient: in place of the logits, or sparse."""
@@ -58,10 +71,14 @@ class YoungKernel:
         c = c if c is None or weight is None else c * weight
         if c is not None:
             c = c.to(z.dtype)
-        if not (self.g.sparse and self.may_skip and self.smoothing == 0):
+        if self.triton:
+            from .triton.young import young_tile  # imports triton
+
+            losses, sparse = young_tile(self, z, y, c)
+        elif not (self.g.sparse and self.may_skip and self.smoothing == 0):
             losses, sparse = self._dense(z, y, c), None
         else:
-            losses, sparse = (self._by_window if self._few_inside(z) else self._by_solver)(z, y, c)
+            losses, sparse = (self._by_window if self.few_inside(z, WINDOWED) else self._by_solver)(z, y, c)
         return (losses if weight is None else losses * weight).to(z.dtype) * self.temperature, sparse
 
     def _blocks(self, z: Tensor) -> list[slice]:
@@ -70,15 +87,16 @@ class YoungKernel:
         step = max(1, len(z) if self.vocab.group else BLOCK_BYTES // row)
         return [slice(i, min(i + step, len(z))) for i in range(0, len(z), step)]
 
-    def _few_inside(self, z: Tensor) -> bool:
+    def few_inside(self, z: Tensor, share: float) -> bool:
+        """Whether a sample of rows says that no more than a share of the tokens can have p > 0."""
         if not len(z):
             return False
         some = z[:: max(1, len(z) // SAMPLE)]
         best = self.vocab.amax(some)
-        inside = self.vocab.sum((some > best - self._window(some, best)).to(z.dtype))
-        return float(inside.mean()) < WINDOWED * self.vocab.classes(z.shape[1])
+        inside = self.vocab.sum((some > best - self.window(some, best)).to(z.dtype))
+        return float(inside.mean()) < share * self.vocab.classes(z.shape[1])
 
-    def _window(self, z: Tensor, best: Tensor) -> Tensor:
+    def window(self, z: Tensor, best: Tensor) -> Tensor:
         """How far below the best a token can have p > 0, [] or [n, 1]."""
         q = self.q if self.q.dim() == 0 else measure_of_best(best - z, self.q, self.vocab)
         return (self.g.link(-torch.log(q)) - self.g.edge).to(z.dtype)
@@ -86,10 +104,10 @@ class YoungKernel:
     def _inside(self, z: Tensor) -> tuple[Tensor, Rows]:
         """The largest logit of each row, and the entries inside its window."""
         if self.q.dim() == 0 and not self.vocab.group:
-            best, inside = kernels.window(z, float(self._window(z, z)))
+            best, inside = kernels.window(z, float(self.window(z, z)))
             return best.unsqueeze(1), inside
         best = self.vocab.amax(z)
-        limit = torch.nextafter(best - self._window(z, best), torch.full_like(best, -INF))
+        limit = torch.nextafter(best - self.window(z, best), torch.full_like(best, -INF))
         return best, kernels.above(z, limit.squeeze(1))
 
     def _by_window(self, z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
@@ -166,30 +184,34 @@ class YoungKernel:
         [gain] = self.vocab.across(gain.unsqueeze(1))
         excess = (gain + (self.g.link_one - self.g.f0 - found.top.double())).squeeze(1)
         shift = (1 - found.mass) / found.spread
-        p = (q * (u + op.spread(u) * shift.squeeze(1)[index])).clamp_min(0.0)
+        p = probability(u, shift.squeeze(1)[index], q, self.g)
         dtype = rows.vals.dtype
-        return excess.to(dtype), _positive(rows.with_vals((p if c is None else p * c[index]).to(dtype)))
+        return excess.to(dtype), positive(rows.with_vals((p if c is None else p * c[index]).to(dtype)))
 
     def _target(self, d: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """<y, best - z> and D_f(y||q) of the smoothed one-hot target, and how many classes it is smoothed over [n, 1] (None: not smoothed)."""
         gap = self.vocab.pick(d, y)
         if self.smoothing == 0:
             return gap, one_hot_divergence(y, self.q, self.g, self.vocab), None
-        # two distinct probabilities a row
         live = d < INF
         count, away = self.vocab.across(
             live.sum(1, keepdim=True, dtype=d.dtype), torch.where(live, d, 0.0).sum(1, keepdim=True)
         )
-        eps, classes = self.smoothing, count.squeeze(1)
-        gap = (1 - eps) * gap + eps * away.squeeze(1) / classes
+        return *self.smoothed(gap, away.squeeze(1), count.squeeze(1)), count
+
+    def smoothed(self, gap: Tensor, away: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """The first two of `_target`, from the target's distance below the best, the sum of all finite ones and their number."""
+        eps = self.smoothing
+        gap = (1 - eps) * gap + eps * away / classes
         if self.g.f0 == INF:
-            return gap, torch.zeros_like(gap), count
+            return gap, torch.zeros_like(gap)
+        # two distinct probabilities a row
         low = eps / classes
 
         def part(p: Tensor) -> Tensor:
             return self.q * (self.g.f(p / self.q) - self.g.f0)
 
-        return gap, part(1 - eps + low) + (classes - 1) * part(low) + self.g.f0, count
+        return gap, part(1 - eps + low) + (classes - 1) * part(low) + self.g.f0
 
     def _block(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor | None) -> Tensor:
         gap, offset, count = self._target(d, y)
@@ -204,15 +226,6 @@ class YoungKernel:
         if live is not None and count is not None:
             d.sub_(live * (self.smoothing * c / count))
         return gap + excess + offset
-
-
-def _positive(p: Rows) -> Rows:
-    """CSR rows without entries that are exactly 0 (NaN is kept)."""
-    kept = p.vals != 0
-    if bool(kept.all()):
-        return p
-    total = torch.cat((p.row_ptr.new_zeros(1), kept.cumsum(0)))
-    return Rows(total[p.row_ptr], p.cols[kept], p.vals[kept], p.columns)
 
 
 def _joined(parts: list[Rows]) -> Rows:
