@@ -78,6 +78,22 @@ def divergences(share: Share, call, dtype: torch.dtype) -> dict:
     return found
 
 
+def broken(share: Share, g: str) -> dict:
+    """A row with NaN, one with +inf and one without a class are not finite on any rank; the others are untouched."""
+    z = logits()
+    z[0, 3], z[1, 22], z[2] = math.nan, math.inf, -math.inf
+    mine = share.cut(z)
+    p = fenchel.softargmax(mine, g, group=share.group)
+    value = fenchel.softmax_value(mine, g, group=share.group)
+    loss = fenchel.fenchel_young(mine, TARGET, g, group=share.group, reduction="none")
+    return {
+        "p": Part(p.nan_to_num(-1.0), -1),
+        "p is finite": Part(p.isfinite(), -1),
+        "finite": torch.stack((value, loss)).isfinite(),
+        "others": torch.stack((value, loss))[:, 3:],
+    }
+
+
 def probabilities() -> Tensor:
     y = torch.softmax(made(6, N, V), -1) * (made(7, N, V) > 0)
     return y / y.sum(-1, keepdim=True)
@@ -92,6 +108,7 @@ for g in DENSE:
 for name in ("kl", "js", "reverse_kl", "alpha:1.5", "alpha:3"):
     F64 = torch.float64
     CASES |= {
+        f"broken {name}": partial(broken, g=name),
         f"operators {name} q": partial(operators, g=name, q=Q, dtype=F64),
         f"operators {name} float32": partial(operators, g=name, q=Q, dtype=torch.float32),
         f"young {name} mean float32": partial(young, g=name, dtype=torch.float32),
