@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .opaque import opaque
+
 __all__ = ["LOCAL", "Vocabulary"]
 
 
@@ -178,7 +180,7 @@ class _Spread(torch.autograd.Function):
         return _Sum.apply(g, ctx.group), None
 
 
-@torch.library.custom_op("fenchel::all_reduce", mutates_args=())
+@opaque("all_reduce")
 def _all_reduce(x: Tensor, op: str, group: str) -> Tensor:
     """The sum or the maximum of x over the ranks of a group; half precision is added in float32."""
     from torch._C._distributed_c10d import _resolve_process_group
