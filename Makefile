@@ -12,7 +12,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # An environment that was half made, whose interpreter is gone, or that was made for another directory is made anew.
 $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(PY) -c 'import pip' 2>/dev/null || rm -f $(STAMP))
 
-.PHONY: setup test lint demo bench gallery docs clean
+.PHONY: setup test lint demo bench gpu gallery docs clean
 
 test: lint
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
@@ -28,6 +28,10 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m fenchel bench
+
+# Checks the Triton kernels on this machine's GPU and times the heads there; tables in gpu/. Elsewhere: PYTHONPATH=src python benchmarks/gpu.py
+gpu: $(STAMP)
+	$(PY) benchmarks/gpu.py
 
 # Runs the experiment of every paper again; docs/gallery.md, its figures and the numbers behind them are committed.
 gallery: $(STAMP)
