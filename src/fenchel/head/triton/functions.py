@@ -56,6 +56,7 @@ def solver(g: Generator, dtype: torch.dtype) -> Solver:
     return made[dtype]
 
 
+@lru_cache(maxsize=128)
 def solver_obstacle(g: Generator, dtype: torch.dtype) -> str | None:
     """Why the Fenchel-Young kernels cannot evaluate a generator; None if they can."""
     if is_steep(g):
@@ -98,6 +99,7 @@ def divergence_functions(g: Generator, skew: float, needed: tuple[bool, bool], d
     )
 
 
+@lru_cache(maxsize=128)
 def divergence_obstacle(g: Generator, skew: float, dtype: torch.dtype) -> str | None:
     """Why the divergence kernel cannot evaluate a generator; None if it can."""
     try:
