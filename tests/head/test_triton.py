@@ -23,7 +23,7 @@ from fenchel.head.triton.divergence import divergence_
 from fenchel.head.triton.softmax import softmax_rows
 from fenchel.operators import working_dtype
 from tests.oracle import large
-from tests.table import DISTINCT, MINE, over
+from tests.table import DISTINCT, MINE, Case, over
 
 pytestmark = NUMPY_WARNS
 
@@ -46,8 +46,13 @@ def scores(n: int, v: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 @over(KERNELS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_probabilities_and_values_of_every_generator(case, dtype):
+def test_probabilities_and_values_of_every_generator(case):
+    # a generator that computes in float64 does the same whatever is stored
+    for dtype in (torch.float64,) if case.g.double else (torch.float64, torch.float32):
+        check_probabilities(case, dtype)
+
+
+def check_probabilities(case: Case, dtype: torch.dtype) -> None:
     z = scores(5, 150, dtype)
     inside = working_dtype(case.g, dtype)
     q = torch.linspace(0.5, 2.0, 150, dtype=torch.float64)
@@ -124,7 +129,7 @@ def test_odd_sizes(name, shape):
     torch.testing.assert_close(hidden.grad.double(), dense.grad, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["kl", "js", "alpha:1.5", "reverse_kl"])
+@pytest.mark.parametrize("name", ["kl", "alpha:1.5", "reverse_kl"])
 def test_rows_that_are_out_of_the_ordinary(name, small_blocks):
     """Masked classes in the first block, one class, a million times larger logits; NaN, +inf and nothing but -inf give NaN and touch no other row."""
     z = scores(9, 50)
@@ -210,8 +215,7 @@ def test_log_probabilities_for_any_upstream(small_blocks):
         masked[2][3] = -torch.inf
     bias = masked[2].detach()
     same(lambda h, w: fused(h, w, bias), lambda h, w: dense(h, w, bias), masked[:2], upstream)
-    for dtype in (torch.float32, torch.bfloat16):
-        no_worse(fused, dense, parts(dtype), upstream)
+    no_worse(fused, dense, parts(torch.bfloat16), upstream)
 
 
 def test_softmax_rows_that_are_out_of_the_ordinary(small_blocks):
@@ -264,8 +268,7 @@ def test_two_heads_round_no_worse_than_torch(name):
     teacher = [t.detach() for t in parts(torch.bfloat16, d=4, seed=1)]
     fused = lambda *x: linear_divergence(tuple(teacher), tuple(x), name, reduction="mean", **TRITON)
     dense = lambda *x: divergence(logits(*(t.to(x[0].dtype) for t in teacher)), logits(*x), name).mean()
-    for dtype in (torch.bfloat16, torch.float32):
-        no_worse(fused, dense, parts(dtype), torch.tensor(1.0))
+    no_worse(fused, dense, parts(torch.bfloat16), torch.tensor(1.0))
 
 
 def test_second_derivatives_are_those_of_torch():
