@@ -1,21 +1,27 @@
 """Runs the same functions on one process and on several that share a vocabulary, and lays the results side by side."""
 
 import importlib
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
 # classes that the ranks hold: uneven, one rank with a single class
 WIDTHS: dict[int, dict[int, tuple[int, ...]]] = {
     23: {1: (23,), 2: (14, 9), 4: (3, 9, 1, 10)},
@@ -67,29 +73,45 @@ def refused(call: Callable[[], Any]) -> str:
 
 def run(module: str, world: int, folder: Path, timeout: float = 200) -> list[dict[str, Any]]:
     """The results of `module.cases(world)` on each of `world` processes."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    children: list[subprocess.Popen[bytes]] = []
+    together(_work, world, folder, timeout, module)
+    return [torch.load(folder / f"results{rank}", weights_only=False) for rank in range(world)]
+
+
+def together(work: Callable[..., None], world: int, folder: Path, timeout: float, *arguments: Any) -> None:
+    """Runs work(rank, world, folder, *arguments) on processes of their own; ends them all if one fails or they take too long."""
+    context = multiprocessing.get_context("forkserver")
+    # imported once, by the process that the others are forked from; nothing that computes a gradient, which forbids to fork
+    context.set_forkserver_preload(["torch", "torch.distributed.tensor", "torch.distributed.fsdp", "pytest", "fenchel"])
+    with mock.patch.dict(os.environ, ENVIRONMENT):
+        children = [
+            context.Process(target=_guarded, args=(work, rank, world, folder, arguments), daemon=True)
+            for rank in range(world)
+        ]
+        for child in children:
+            child.start()
     end = time.monotonic() + timeout
     try:
-        for rank in range(world):
-            command = [sys.executable, "-m", "tests.parallel.ranks", module, str(rank), str(world), str(folder)]
-            with (folder / f"errors{rank}").open("wb") as errors:
-                children.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=errors, stderr=errors))
-        while any(child.poll() is None for child in children) and not any(child.returncode for child in children):
+        while any(child.is_alive() for child in children) and not any(child.exitcode for child in children):
             assert time.monotonic() < end, f"{world} processes took longer than {timeout} s"
             time.sleep(0.05)
         for rank, child in enumerate(children):
-            assert not child.returncode, f"rank {rank} failed:\n" + (folder / f"errors{rank}").read_text()[-3000:]
+            assert not child.exitcode, f"rank {rank} failed:\n" + (folder / f"errors{rank}").read_text()
     finally:
         for child in children:
             child.kill()
-            child.wait()
-    return [torch.load(folder / f"results{rank}", weights_only=False) for rank in range(world)]
+            child.join()
+            child.close()
+
+
+def _guarded(work: Callable[..., None], rank: int, world: int, folder: Path, arguments: tuple[Any, ...]) -> None:
+    os.environ.update(ENVIRONMENT)
+    torch.set_num_threads(1)
+    (folder / f"errors{rank}").write_text("it ended without a word")
+    try:
+        work(rank, world, folder, *arguments)
+    except BaseException:
+        (folder / f"errors{rank}").write_text(traceback.format_exc())
+        raise
 
 
 def check(case: Case, found: list[Mapping[str, Any]], tolerance: float) -> None:
@@ -111,10 +133,9 @@ def check(case: Case, found: list[Mapping[str, Any]], tolerance: float) -> None:
         assert all(torch.equal(other.nan_to_num(0.0), got[0].nan_to_num(0.0)) for other in got), f"{name}: ranks differ"
 
 
-def _work(module: str, rank: int, world: int, folder: Path) -> None:
+def _work(rank: int, world: int, folder: Path, module: str) -> None:
     from tests.conftest import poison_empty
 
-    torch.set_num_threads(1)
     poison_empty()
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
@@ -128,9 +149,3 @@ def _work(module: str, rank: int, world: int, folder: Path) -> None:
             raise RuntimeError(f"rank {rank}, case {name}") from error
     torch.save(results, folder / f"results{rank}")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    from tests.parallel.ranks import _work as work  # results are pickled under the module's own name
-
-    work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
