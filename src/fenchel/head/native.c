@@ -14,14 +14,10 @@
 #include <string.h>
 
 #include "threads.h"
+#include "width.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
-#define VEC_BYTES 64
-#elif defined(__AVX__)
-#define VEC_BYTES 32
-#else
-#define VEC_BYTES 16
 #endif
 
 enum { OK = 0, BAD_CSR = 1, NO_MEMORY = 2 };

@@ -4,13 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#if defined(__AVX512F__)
-#define VEC_BYTES 64
-#elif defined(__AVX__)
-#define VEC_BYTES 32
-#else
-#define VEC_BYTES 16
-#endif
+#include "width.h"
 #define LANES ((int64_t)(VEC_BYTES / sizeof(REAL)))
 #define SINGLE (sizeof(REAL) == 4)
 
