@@ -34,6 +34,7 @@ ELEMENTARY = {
     "sinh": torch.sinh,
     "sigmoid": torch.sigmoid,
     "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
+    "softplus of a multiple": lambda x: torch.nn.functional.softplus(x, beta=2.0),
     "abs": torch.abs,
     "sign": torch.sign,
     "relu": torch.relu,

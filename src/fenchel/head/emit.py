@@ -263,9 +263,7 @@ class _Writer:
         if packet is aten.masked_fill:
             return self._make("choose({1}, {2}, {0})", "({1} ? {2} : {0})", args)
         if target is aten.softplus.default:
-            beta, threshold = (
-                (*[a.text for a in args[1:]], "1.0", "20.0")[:2] if len(args) < 3 else (args[1].text, args[2].text)
-            )
+            beta, threshold = [a.text for a in args[1:]] + ["1.0", "20.0"][len(args) - 1 :]
             x = f"{{0}} * {_plain(beta)}"
             return self._make(
                 f"choose((Mask)({x} > {_plain(threshold)}), {{0}}, vlog1p(vexp({x})) / {_plain(beta)})",
