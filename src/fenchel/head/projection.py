@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..agreement import is_sharded
 from ..checks import check_floating, check_positive
+from . import products
 
 # bytes of a head's logits that exist at once: large enough that matrix products run at full speed, small beside any model
 MEMORY = 48 * 2**20
@@ -123,7 +124,9 @@ def logits_into(
     out: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float
 ) -> None:
     """`logits_of` written into a float32 or float64 buffer [n, V]."""
-    if hidden.dtype == out.dtype and hidden.is_cuda:
+    if products.handles(len(hidden), weight, hidden, out):
+        products.logits(out, hidden, weight)
+    elif hidden.dtype == out.dtype and hidden.is_cuda:
         torch.mm(hidden, weight.T, out=out)
     elif hidden.dtype == out.dtype:
         for i in range(0, len(weight), COLUMNS):
@@ -165,6 +168,10 @@ def add_gradients(
 
     first: d_weight was not written yet, and becomes the product.
     """
+    wanted = [x for x in (d_hidden, d_weight) if x is not None]
+    if wanted and products.handles(len(grad), weight, grad, hidden, *wanted):
+        products.gradients(grad, hidden, weight, d_hidden, d_weight, first)
+        d_hidden = d_weight = None
     if d_hidden is not None:
         if weight.dtype == grad.dtype:
             torch.mm(grad, weight, out=d_hidden)

@@ -1,0 +1,95 @@
+"""The products of a head on a CPU where torch's own are slow: `product.h`, compiled where it runs.
+
+torch multiplies by Intel's MKL on x86. On an AMD CPU (EPYC with AVX2, two threads) it was measured at 74 % of what the cores' multiply-adds allow for one large
+product and at 66 % for the tiles of a head, these at 85 to 90 % (docs/kernels.md). Elsewhere torch's are used.
+"""
+
+import ctypes
+import os
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import native_build
+
+__all__ = ["gradients", "handles", "logits"]
+
+_REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}
+_SOURCE = """
+#define REAL {0}
+#define INTEGER {1}
+#include "product.h"
+
+int fenchel_wanted(void) {{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd");
+#else
+    return 0;
+#endif
+}}
+"""
+# multiplications of a product below which starting threads costs more than is won
+LARGE = 2**24
+
+
+def handles(n: int, *tensors: Tensor) -> bool:
+    """Whether products of n rows with tensors like these, weight [V, D] first, are made here.
+
+    FENCHEL_PRODUCTS=torch leaves them to torch, =native makes them here on any CPU, of any size.
+
+    Raises:
+        ValueError: another value of FENCHEL_PRODUCTS.
+    """
+    wanted = os.environ.get("FENCHEL_PRODUCTS", "")
+    if wanted not in ("", "native", "torch"):
+        raise ValueError(f"got FENCHEL_PRODUCTS={wanted!r}; set it to native or torch")
+    first = tensors[0]
+    if wanted == "torch" or first.device.type != "cpu" or first.dtype not in _REALS:
+        return False
+    if not all(x.dtype == first.dtype and x.device == first.device and _rows(x) for x in tensors):
+        return False
+    if 0 in first.shape or n == 0 or not (wanted or n * first.numel() >= LARGE):
+        return False
+    library = _library(first.dtype)
+    return library is not None and (wanted == "native" or bool(library.fenchel_wanted()))
+
+
+def _rows(x: Tensor) -> bool:
+    """Whether its rows are contiguous and do not overlap."""
+    return x.shape[-1] == 1 or (x.stride(-1) == 1 and (len(x) < 2 or x.stride(0) >= x.shape[-1]))
+
+
+@cache
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    if native_build.library() is None:  # it says why
+        return None
+    library = native_build.load(_SOURCE.format(*_REALS[dtype]).encode(), "product")
+    matrix, size = [ctypes.c_void_p, ctypes.c_int64], [ctypes.c_int64] * 3 + [ctypes.c_int]
+    library.fenchel_logits.argtypes = [*matrix * 3, *size]
+    library.fenchel_gradients.argtypes = [*matrix * 5, ctypes.c_int, *size]
+    return library
+
+
+def logits(out: Tensor, hidden: Tensor, weight: Tensor) -> None:
+    """out [n, V] becomes hidden [n, D] @ weight.T [D, V]; all of what `handles` takes."""
+    _run("logits", (hidden, weight, out), (), (len(hidden), *weight.shape[::-1]))
+
+
+def gradients(
+    grad: Tensor, hidden: Tensor, weight: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None, first: bool
+) -> None:
+    """d_hidden [n, D] becomes grad [n, V] @ weight; grad.T @ hidden is added to d_weight [V, D], or written there first."""
+    _run("gradients", (grad, hidden, weight, d_hidden, d_weight), (not first,), (len(grad), *weight.shape[::-1]))
+
+
+def _run(name: str, matrices: tuple[Tensor | None, ...], flags: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    places: list[Any] = []
+    for x in matrices:
+        places += [None, 0] if x is None else [x.data_ptr(), x.stride(0)]
+    assert matrices[0] is not None
+    function = getattr(_library(matrices[0].dtype), f"fenchel_{name}")
+    if function(*places, *flags, *sizes, torch.get_num_threads()):
+        raise MemoryError(f"the {name} of a head got no memory for its scratch")
