@@ -37,6 +37,7 @@ PACKAGES = {
         "stable_kd",
         "landmarks",
     ),
+    "fenchel.objectives.risks": (),
     "fenchel.teachers": ("buckets", "linear_buckets", "sparse", "fingerprint", "format", "writer", "cache", "spans"),
     "fenchel.integrations": ("trainer", "distillation", "cached", "on_policy", "losses", "hooks", "lightning", "trl"),
 }
