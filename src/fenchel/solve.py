@@ -15,7 +15,7 @@ evaluations there are does not depend on V.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,10 @@ class Threshold:
     support: Tensor
     evaluations: int
     reads: int
+
+    def rows(self, s: slice) -> "Threshold":
+        """That of some of the rows."""
+        return replace(self, top=self.top[s], mass=self.mass[s], spread=self.spread[s], support=self.support[s])
 
 
 def shares(d: Tensor, top: Tensor, q: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -112,6 +112,52 @@ def test_above_holds_exactly_the_entries_not_below_the_limit(path, dtype, shape,
     assert rows.cols.tolist() == keep.nonzero()[:, 1].tolist()
 
 
+@compiled
+@each_type
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (17, 129), (40, 4099)], ids=str)
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_support_solves_and_holds_all_entries_above_the_threshold(path, dtype, shape, k, scale) -> None:
+    z = awkward_logits(*shape, dtype) * scale
+    v, tolerance = shape[1], 1e-6 if dtype == torch.float32 else 1e-12
+    for q in (1.0, 1 / v, 0.3):
+        best, found, rows = path.support(z, k, q, tolerance)
+        torch.testing.assert_close(best, z.amax(1, keepdim=True), rtol=0, atol=0, equal_nan=True)
+        finite = best.squeeze(1).isfinite() & ~z.isnan().any(1)
+        assert found.mass[~finite].isnan().all()
+        # the difference is rounded in the input's type on purpose: that is the number whose sums are asked for
+        x = ((z - best) + found.top).double().clamp_min(0)[finite]
+        mass = q * (x / k).pow(k).sum(1, keepdim=True)
+        torch.testing.assert_close(mass, torch.ones_like(mass), rtol=0, atol=2 * tolerance + v * 1e-14)
+        torch.testing.assert_close(
+            found.mass[finite].double(), mass, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-11
+        )
+        spread = q * (x / k).pow(k - 1).where(x > 0, torch.zeros_like(x)).sum(1, keepdim=True)
+        torch.testing.assert_close(
+            found.spread[finite].double(), spread, rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=0
+        )
+        assert torch.equal(found.support[finite], (x > 0).sum(1, keepdim=True))
+        if rows is None:
+            assert found.support.max() > v // 4
+            continue
+        held = torch.zeros_like(z, dtype=torch.bool)
+        held[rows.row_index(), rows.cols.long()] = True
+        torch.testing.assert_close(rows.vals, z[held], rtol=0, atol=0, equal_nan=True)
+        assert held[finite][x > 0].all()
+        # beside them, what the rounding of best - top lets in
+        assert held[finite].sum() - (x > 0).sum() <= (x[x == 0].numel() if scale == 0.01 else 0.01 * z.numel() + 40)
+
+
+@compiled
+def test_support_of_a_row_does_not_depend_on_the_row_before_it(path) -> None:
+    z = torch.randn(40, 3000)
+    z[::3] *= 20
+    z[1::3] *= 0.01
+    for i in range(0, 40, 7):
+        alone, among = (path.support(x, 2, 1.0, 1e-6)[1].top for x in (z[i : i + 1], z))
+        torch.testing.assert_close(alone[0], among[i], rtol=2e-6, atol=0)
+
+
 @each_path
 @each_type
 @each_shape

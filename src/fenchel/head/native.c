@@ -101,6 +101,8 @@ static int split(Split *s, int64_t nnz, int threads) {
 
 typedef REAL NAMED(Vec) __attribute__((vector_size(VEC_BYTES), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER NAMED(Mask) __attribute__((vector_size(VEC_BYTES), aligned(sizeof(REAL)), may_alias));
+/* of sums: an array of Vec, which may alias anything, stays in memory */
+typedef REAL NAMED(Sum) __attribute__((vector_size(VEC_BYTES)));
 #define Vec NAMED(Vec)
 #define Mask NAMED(Mask)
 #define LANES ((int64_t)(VEC_BYTES / sizeof(REAL)))
@@ -305,8 +307,8 @@ typedef struct {
     REAL *sum, *squares;
 } NAMED(Moments);
 
-/* of one row; in short float sums, added up in double */
-static inline void NAMED(row_moments)(const REAL *z, int64_t v, REAL tau, int64_t *count_out, double *sum_out,
+/* of (z - best) - tau of one row; in short float sums, added up in double */
+static inline void NAMED(row_moments)(const REAL *z, int64_t v, REAL best, REAL tau, int64_t *count_out, double *sum_out,
                                       double *squares_out) {
     double sum = 0, squares = 0;
     int64_t count = 0;
@@ -316,7 +318,7 @@ static inline void NAMED(row_moments)(const REAL *z, int64_t v, REAL tau, int64_
         Mask k0 = {0}, k1 = {0};
         int64_t j = b;
         for (; j + 2 * LANES <= end; j += 2 * LANES) {
-            const Vec x = *(const Vec *)(z + j) - tau, y = *(const Vec *)(z + j + LANES) - tau;
+            const Vec x = (*(const Vec *)(z + j) - best) - tau, y = (*(const Vec *)(z + j + LANES) - best) - tau;
             const Mask out_x = (Mask)(x <= 0), out_y = (Mask)(y <= 0); /* a NaN is not out: it reaches the sums */
             const Vec p = (Vec)((Mask)x & ~out_x), q = (Vec)((Mask)y & ~out_y);
             s0 += p;
@@ -333,7 +335,7 @@ static inline void NAMED(row_moments)(const REAL *z, int64_t v, REAL tau, int64_
             count += k0[l] + k1[l];
         }
         for (; j < end; j++) {
-            const REAL x = z[j] - tau;
+            const REAL x = (z[j] - best) - tau;
             if (x <= 0) continue;
             s += x;
             t += x * x;
@@ -351,7 +353,7 @@ static void NAMED(moments_rows)(void *arg, int64_t task) {
     NAMED(Moments) *m = arg;
     for (int64_t i = task * TASK_ROWS; i < LEAST(m->n, (task + 1) * TASK_ROWS); i++) {
         double sum, squares;
-        NAMED(row_moments)(m->z + i * m->ld, m->v, m->tau[i], &m->count[i], &sum, &squares);
+        NAMED(row_moments)(m->z + i * m->ld, m->v, 0, m->tau[i], &m->count[i], &sum, &squares);
         m->sum[i] = (REAL)sum;
         m->squares[i] = (REAL)squares;
     }
@@ -363,47 +365,122 @@ void NAMED(fenchel_moments)(const REAL *z, int64_t n, int64_t v, int64_t ld, con
     parallel(NAMED(moments_rows), &m, (n + TASK_ROWS - 1) / TASK_ROWS, threads);
 }
 
-/* ---- the threshold of a power generator, row by row, while the row sits in cache ----
+/* ---- the threshold of a power generator and the entries above it, row by row, while the row sits in cache ----
  *
- * Rows hold logits less their largest. Solves S(top) = q sum_j max((top + z_j) / k, 0)^k = 1 for k = 1 or 2 by the solver of
- * solve.py: Newton on the link of S / (q v), from the right end, where it converges monotonically. */
+ * Solves S(top) = q sum_j max((top + z_j - best) / k, 0)^k = 1 for k = 1 or 2 by the solver of solve.py: Newton on the link of S / (q v), which is
+ * convex, so that iterates come down to the root from its right, and one on its left leads to its right. What lies above an iterate is copied, and later
+ * ones read the copy. A row starts a little to the right of where the one before it ended, and the first of a task from the right end. */
+
+#define MARGIN 1.05
+#define WIDE_SHARE 4 /* the row after one with more than v / WIDE_SHARE entries is read in place */
 
 typedef struct {
     const REAL *z;
     int64_t n, v, ld, k;
     double q, tolerance;
-    REAL *top, *mass, *spread;
+    REAL *best, *top, *mass, *spread;
     int64_t *support;
-} NAMED(Powers);
+    /* entries that are not <= best - top, as in Scan; a task that has no place for its entries stores none */
+    int64_t *row_ptr;
+    int32_t *cols;
+    REAL *vals;
+    int64_t slot;
+    uint8_t *stored;
+    _Atomic int failed;
+} NAMED(Support);
 
-static void NAMED(power_rows)(void *arg, int64_t task) {
-    NAMED(Powers) *m = arg;
-    const double eps = sizeof(REAL) == 4 ? 0x1p-23 : 0x1p-52;
-    for (int64_t i = task * TASK_ROWS; i < LEAST(m->n, (task + 1) * TASK_ROWS); i++) {
-        double top = m->k == 1 ? 1 / m->q : 2 / sqrt(m->q), mass, spread;
-        int64_t support;
-        for (int step = 0; step < 64; step++) {
-            double sum, squares;
-            top = (double)(REAL)top;
-            NAMED(row_moments)(m->z + i * m->ld, m->v, (REAL)-top, &support, &sum, &squares);
-            mass = m->q * (m->k == 1 ? sum : squares / 4);
-            spread = m->q * (m->k == 1 ? (double)support : sum / 2);
-            if (!(fabs(mass - 1) > m->tolerance)) break; /* a NaN row stops */
-            const double move = (m->k == 1 ? mass - 1 : 2 * (sqrt(mass) - 1) * sqrt(mass)) / spread;
-            if (fabs(move) <= eps * top) break;
-            top -= move;
-        }
-        m->top[i] = (REAL)top;
-        m->mass[i] = (REAL)mass;
-        m->spread[i] = (REAL)spread;
-        m->support[i] = support;
+/* a row, the maxima of its blocks, and what was copied of it: all entries that are not <= best - above */
+typedef struct {
+    const REAL *z;
+    int64_t v, count;
+    REAL best, *tops, *vals;
+    int32_t *cols;
+    double above;
+} NAMED(Candidates);
+
+static void NAMED(copy_above)(NAMED(Candidates) *c, double top) {
+    const REAL limit = NAMED(just_below)(c->best - (REAL)top);
+    uint64_t marks[SCAN_BLOCK / 8];
+    c->count = 0;
+    c->above = top;
+    for (int64_t b = 0, j = 0; j < c->v; b++, j += SCAN_BLOCK) {
+        if (c->tops[b] <= limit) continue;
+        const int64_t len = LEAST(SCAN_BLOCK, c->v - j), found = NAMED(mark)(c->z + j, len, limit, marks);
+        NAMED(write)(c->z + j, len, j, limit, marks, found, c->cols + c->count, c->vals + c->count);
+        c->count += found;
     }
 }
 
-void NAMED(fenchel_powers)(const REAL *z, int64_t n, int64_t v, int64_t ld, int64_t k, double q, double tolerance, REAL *top,
-                           REAL *mass, REAL *spread, int64_t *support, int threads) {
-    NAMED(Powers) m = {z, n, v, ld, k, q, tolerance, top, mass, spread, support};
-    parallel(NAMED(power_rows), &m, (n + TASK_ROWS - 1) / TASK_ROWS, threads);
+/* Solves a row; in_place: by reading the row itself. */
+static void NAMED(solve_row)(const NAMED(Support) *m, NAMED(Candidates) *c, int64_t i, double top, int in_place) {
+    const double eps = sizeof(REAL) == 4 ? 0x1p-23 : 0x1p-52;
+    const double high = m->k == 1 ? 1 / m->q : 2 / sqrt(m->q), low = m->k == 1 ? high / (double)m->v : high / sqrt((double)m->v);
+    double mass = NAN, spread = NAN;
+    int64_t support = 0;
+    c->above = in_place ? INFINITY : -1;
+    for (int step = 0; step < 64; step++) {
+        double sum, squares;
+        top = (double)(REAL)(top > high ? high : top < low ? low : top);
+        if (top > c->above) NAMED(copy_above)(c, top);
+        NAMED(row_moments)(in_place ? c->z : c->vals, in_place ? c->v : c->count, c->best, (REAL)-top, &support, &sum, &squares);
+        mass = m->q * (m->k == 1 ? sum : squares / 4);
+        spread = m->q * (m->k == 1 ? (double)support : sum / 2);
+        if (!(fabs(mass - 1) > m->tolerance)) break; /* a NaN row stops */
+        const double move = (m->k == 1 ? mass - 1 : 2 * (sqrt(mass) - 1) * sqrt(mass)) / spread;
+        if (fabs(move) <= eps * top) break;
+        top -= move;
+    }
+    m->top[i] = (REAL)top;
+    m->mass[i] = (REAL)mass;
+    m->spread[i] = (REAL)spread;
+    m->support[i] = support;
+}
+
+static void NAMED(support_rows)(void *arg, int64_t task) {
+    NAMED(Support) *m = arg;
+    const int64_t blocks = (m->v + SCAN_BLOCK - 1) / SCAN_BLOCK;
+    NAMED(Candidates) c = {NULL, m->v, 0, 0, malloc(sizeof(REAL) * (size_t)blocks), malloc(sizeof(REAL) * (size_t)m->v), malloc(sizeof(int32_t) * (size_t)m->v), 0};
+    if (!c.tops || !c.vals || !c.cols) atomic_store(&m->failed, 1);
+    double start = INFINITY;
+    int64_t used = 0;
+    int fits = 1, in_place = 0;
+    for (int64_t i = task * TASK_ROWS; i < LEAST(m->n, (task + 1) * TASK_ROWS) && c.tops && c.vals && c.cols; i++) {
+        c.z = m->z + i * m->ld;
+        c.best = -INFINITY;
+        for (int64_t b = 0; b < blocks; b++) {
+            const REAL t = c.tops[b] = NAMED(top_of)(c.z + b * SCAN_BLOCK, LEAST(SCAN_BLOCK, m->v - b * SCAN_BLOCK));
+            c.best = t > c.best || t != t ? t : c.best; /* a NaN stays: nothing is greater than it */
+        }
+        m->best[i] = c.best;
+        if (c.best == -INFINITY) c.best = NAN; /* a row without any class has no probabilities */
+        NAMED(solve_row)(m, &c, i, start, in_place);
+        start = m->mass[i] == m->mass[i] ? MARGIN * (double)m->top[i] : INFINITY;
+        fits = fits && !in_place && used + m->support[i] <= m->slot;
+        int64_t count = 0;
+        if (fits) {
+            const REAL limit = NAMED(just_below)(c.best - m->top[i]);
+            for (int64_t k = 0; k < c.count && used + count < m->slot; k++) {
+                m->cols[task * m->slot + used + count] = c.cols[k];
+                m->vals[task * m->slot + used + count] = c.vals[k];
+                count += !(c.vals[k] <= limit);
+            }
+            fits = used + count < m->slot;
+            used += count;
+        }
+        m->row_ptr[i + 1] = count;
+        in_place = m->support[i] > m->v / WIDE_SHARE;
+    }
+    m->stored[task] = (uint8_t)fits;
+    free(c.tops), free(c.vals), free(c.cols);
+}
+
+int NAMED(fenchel_support)(const REAL *z, int64_t n, int64_t v, int64_t ld, int64_t k, double q, double tolerance, REAL *best, REAL *top, REAL *mass,
+                           REAL *spread, int64_t *support, int64_t *row_ptr, int32_t *cols, REAL *vals, int64_t slot, uint8_t *stored, int threads) {
+    NAMED(Support) m = {z, n, v, ld, k, q, tolerance, best, top, mass, spread, support, row_ptr, cols, vals, slot, stored, 0};
+    row_ptr[0] = 0;
+    parallel(NAMED(support_rows), &m, (n + TASK_ROWS - 1) / TASK_ROWS, threads);
+    for (int64_t i = 0; i < n; i++) row_ptr[i + 1] += row_ptr[i];
+    return m.failed ? NO_MEMORY : OK;
 }
 
 /* ---- gathered products ---- */
@@ -412,7 +489,7 @@ void NAMED(fenchel_powers)(const REAL *z, int64_t n, int64_t v, int64_t ld, int6
 #define GATHER(N)                                                                                                     \
     static void NAMED(gather##N)(REAL *out, const REAL *x, int64_t origin, int64_t ld, const int32_t *idx,            \
                                  const REAL *val, int64_t count) {                                                    \
-        Vec acc[N];                                                                                                   \
+        NAMED(Sum) acc[N];                                                                                                   \
         _Pragma("GCC unroll 16") for (int a = 0; a < N; a++) acc[a] = *(const Vec *)(out + a * LANES);                \
         for (int64_t k = 0; k < count; k++) {                                                                         \
             const REAL *row = x + (idx[k] - origin) * ld;                                                             \

@@ -7,6 +7,7 @@ depend on the number of threads. Arguments are CPU tensors with contiguous rows;
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,7 @@ _ARGUMENTS = {
     "scan": "pnnnrpppppnpt",
     "pack": "pnnnppppnpppt",
     "moments": "pnnnppppt",
-    "powers": "pnnnnddppppt",
+    "support": "pnnnnddppppppppnpt",
     "rows_times": "pppnppnnnt",
     "transpose_times": "pppnppnnnt",
 }
@@ -56,7 +57,7 @@ def _function(name: str, dtype: torch.dtype) -> Any:
     kinds = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "r": _REAL[dtype], "t": ctypes.c_int, "d": ctypes.c_double}
     function = getattr(library, f"fenchel_{name}_{_SUFFIX[dtype]}")
     function.argtypes = [kinds[kind] for kind in _ARGUMENTS[name]]
-    function.restype = None if name in ("pack", "moments", "powers") else ctypes.c_int
+    function.restype = None if name in ("pack", "moments") else ctypes.c_int
     return function
 
 
@@ -126,19 +127,45 @@ def above(logits: Tensor, limit: Tensor, *, threads: int | None = None) -> Rows:
 
 
 def _scan(logits: Tensor, width: float, row_max: Tensor | None, limits: Tensor, threads: int) -> Rows:
-    n, v, stride = _logits(logits)
-    tasks, slot = -(-n // TASK_ROWS), int(TASK_ROWS * v * SCRATCH) + 1
-    row_ptr = torch.empty(n + 1, dtype=torch.int64)
-    cols, vals = torch.empty(tasks * slot, dtype=torch.int32), torch.empty(tasks * slot, dtype=logits.dtype)
-    stored = torch.empty(tasks, dtype=torch.uint8)
-    scratch = (limits.data_ptr(), row_ptr.data_ptr(), cols.data_ptr(), vals.data_ptr(), slot, stored.data_ptr())
-    place = (logits.data_ptr(), n, v, stride)
+    place = _place(logits)
+    found = _Found.of(logits)
     top = None if row_max is None else row_max.data_ptr()
-    _raise_for(_function("scan", logits.dtype)(*place, width, top, *scratch, threads))
-    nnz = int(row_ptr[-1])
-    out_cols, out_vals = torch.empty(nnz, dtype=torch.int32), torch.empty(nnz, dtype=logits.dtype)
-    _function("pack", logits.dtype)(*place, *scratch, out_cols.data_ptr(), out_vals.data_ptr(), threads)
-    return Rows(row_ptr, out_cols, out_vals, v)
+    _raise_for(_function("scan", logits.dtype)(*place, width, top, limits.data_ptr(), *found.pointers, threads))
+    return found.packed(logits, limits, threads)
+
+
+def _place(logits: Tensor) -> tuple[int, int, int, int]:
+    return (logits.data_ptr(), *_logits(logits))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where the entries that a pass over logits finds are put, task by task, before it is known how many they are."""
+
+    row_ptr: Tensor
+    cols: Tensor
+    vals: Tensor
+    slot: int
+    stored: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "_Found":
+        n, v = logits.shape
+        tasks, slot = -(-n // TASK_ROWS), int(TASK_ROWS * v * SCRATCH) + 1
+        cols, vals = torch.empty(tasks * slot, dtype=torch.int32), torch.empty(tasks * slot, dtype=logits.dtype)
+        return cls(torch.empty(n + 1, dtype=torch.int64), cols, vals, slot, torch.empty(tasks, dtype=torch.uint8))
+
+    @property
+    def pointers(self) -> tuple[int, ...]:
+        return (*(x.data_ptr() for x in (self.row_ptr, self.cols, self.vals)), self.slot, self.stored.data_ptr())
+
+    def packed(self, logits: Tensor, limits: Tensor, threads: int) -> Rows:
+        """The rows in one piece; those of tasks that were only counted are read from the logits again."""
+        nnz = int(self.row_ptr[-1])
+        cols, vals = torch.empty(nnz, dtype=torch.int32), torch.empty(nnz, dtype=logits.dtype)
+        out = (limits.data_ptr(), *self.pointers, cols.data_ptr(), vals.data_ptr(), threads)
+        _function("pack", logits.dtype)(*_place(logits), *out)
+        return Rows(self.row_ptr, cols, vals, logits.shape[1])
 
 
 def moments(logits: Tensor, tau: Tensor, *, threads: int | None = None) -> Moments:
@@ -150,16 +177,23 @@ def moments(logits: Tensor, tau: Tensor, *, threads: int | None = None) -> Momen
     return Moments(count, total, squares)
 
 
-def powers(relative: Tensor, k: int, q: float, tolerance: float, *, threads: int | None = None) -> Threshold:
-    """The threshold of q sum_j max((top + z_j) / k, 0)^k = 1, k = 1 or 2, for rows `[n, V]` of logits less their largest."""
-    n, v, stride = _logits(relative)
+def support(
+    logits: Tensor, k: int, q: float, tolerance: float, *, threads: int | None = None
+) -> tuple[Tensor, Threshold, Rows | None]:
+    """Each row's best logit [n, 1], its threshold (q sum_j max((top + z_j - best) / k, 0)^k = 1, k = 1 or 2), and the entries that are not below it.
+
+    The last is None if they are more than a quarter of some TASK_ROWS rows, or those follow on such a row. NaN rows have a mass of NaN.
+    """
+    n, v, stride = _logits(logits)
     if k not in (1, 2):
         raise ValueError(f"got k={k}; pass 1 or 2")
-    top, mass, spread = (torch.empty(n, 1, dtype=relative.dtype) for _ in range(3))
-    support = torch.empty(n, 1, dtype=torch.int64)
-    out = (t.data_ptr() for t in (top, mass, spread, support))
-    _function("powers", relative.dtype)(relative.data_ptr(), n, v, stride, k, q, tolerance, *out, _threads(threads))
-    return Threshold(top, mass, spread, support, 0, 0)
+    best, top, mass, spread = (torch.empty(n, 1, dtype=logits.dtype) for _ in range(4))
+    count, found, threads = torch.empty(n, 1, dtype=torch.int64), _Found.of(logits), _threads(threads)
+    out = (t.data_ptr() for t in (best, top, mass, spread, count))
+    numbers = (logits.data_ptr(), n, v, stride, k, q, tolerance)
+    _raise_for(_function("support", logits.dtype)(*numbers, *out, *found.pointers, threads))
+    rows = found.packed(logits, best, threads) if bool(found.stored.all()) else None
+    return best, Threshold(top, mass, spread, count, 0, 0), rows
 
 
 def rows_times(rows: Rows, weight: Tensor, *, out: Tensor | None = None, threads: int | None = None) -> Tensor:

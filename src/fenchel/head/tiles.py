@@ -157,9 +157,7 @@ def _solver(d: Tensor, q: Tensor, g: Generator) -> Callable[[Tensor, Tensor], so
 
 
 def solved_relative(r: Tensor, q: Tensor, g: Generator, entries: int, vocab: Vocabulary = LOCAL) -> solve.Threshold:
-    """`solved` for logits less their row's best [n, V]; native where S is a moment of them, all of which are here."""
-    if g.power in (1.0, 2.0) and q.dim() == 0 and native.handles(r) and not g.double and not vocab.group:
-        return native.powers(r, int(g.power), float(q), solve.tolerance_of(r.dtype, g))
+    """`solved` for logits less their row's best [n, V]."""
     return solved(-r.to(q.dtype), q, g, entries, vocab)
 
 

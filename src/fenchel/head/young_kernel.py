@@ -2,6 +2,7 @@
 
 For a generator with finite f'(0) the gradient is sparse, and the way through a tile is chosen from what is measured on it:
 
+* *support*: for a power generator with a scalar q one native pass over the tile finds thresholds and supports (`native.support`);
 * *window*: a token further than link(1/q) - edge below its row's best (2 for alpha = 1.5, 1 for alpha = 2) has probability exactly 0. Where a sample of
   rows says that few tokens lie inside, one pass collects them and the threshold is solved on them alone (late in training);
 * *solver*: else the threshold is solved on the tile, the solver itself dropping tokens as its iterates rise (early in training);
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..generators import INF, Generator, operator_of
 from ..losses.fenchel_young import one_hot_divergence
 from ..operators import working_dtype
-from ..solve import Threshold, measure_of_best
+from ..solve import Threshold, measure_of_best, tolerance_of
 from ..vocab import LOCAL, Vocabulary
 from . import kernels, native
 from .kernels import Rows
@@ -77,6 +78,8 @@ class YoungKernel:
             losses, sparse = young_tile(self, z, y, c)
         elif not (self.g.sparse and self.may_skip and self.smoothing == 0):
             losses, sparse = self._dense(z, y, c), None
+        elif self.g.power in (1.0, 2.0) and self.q.dim() == 0 and not self.vocab.group and native.handles(z):
+            losses, sparse = self._by_support(z, y, c)
         else:
             losses, sparse = (self._by_window if self.few_inside(z, WINDOWED) else self._by_solver)(z, y, c)
         return (losses if weight is None else losses * weight).to(z.dtype) * self.temperature, sparse
@@ -129,8 +132,7 @@ class YoungKernel:
         for b in blocks:
             z[b] -= self.vocab.amax(z[b])
             found.append(solved_relative(z[b], self.q, self.g, self.entries, self.vocab))
-        share = float(torch.cat([t.support for t in found]).sum()) / max(1, len(z) * self.vocab.classes(z.shape[1]))
-        if share >= (GATHERED_NATIVE if native.handles(z) else GATHERED_TORCH):
+        if self._is_dense(z, torch.cat([t.support for t in found])):
             parts = [
                 self._distances(z[b].neg_(), t, y[b], None if c is None else c[b])
                 for b, t in zip(blocks, found, strict=True)
@@ -142,6 +144,24 @@ class YoungKernel:
             support = kernels.above(z[b], (self.g.edge - t.top).squeeze(1).to(z.dtype))
             parts.append(self._entries(support, t, None if c is None else c[b]))
         return self._gathered(gaps, parts, y, c)
+
+    def _by_support(self, z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
+        """`_by_solver` where S is a moment of the logits: thresholds and supports come out of one pass over the tile."""
+        best, found, inside = native.support(z, int(self.g.power), float(self.q), tolerance_of(z.dtype, self.g))
+        if inside is None or self._is_dense(z, found.support):
+            parts = [
+                self._distances(z[b].neg_().add_(best[b]), found.rows(b), y[b], None if c is None else c[b])
+                for b in self._blocks(z)
+            ]
+            return torch.cat(parts), None
+        gaps = best.squeeze(1) - self.vocab.pick(z, y)
+        inside = inside.with_vals(inside.vals - best.squeeze(1)[inside.row_index()])
+        return self._gathered([gaps], [self._entries(inside, found, c)], y, c)
+
+    def _is_dense(self, z: Tensor, support: Tensor) -> bool:
+        """Whether so many entries of a tile are in the support that they are not worth gathering."""
+        share = float(support.sum()) / max(1, len(z) * self.vocab.classes(z.shape[1]))
+        return share >= (GATHERED_NATIVE if native.handles(z) else GATHERED_TORCH)
 
     def _gathered(
         self, gaps: list[Tensor], parts: list[tuple[Tensor, Rows]], y: Tensor, c: Tensor | None
