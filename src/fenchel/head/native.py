@@ -149,7 +149,7 @@ class _Found:
     stored: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor) -> "_Found":
+    def of(cls, logits: Tensor) -> _Found:
         n, v = logits.shape
         tasks, slot = -(-n // TASK_ROWS), int(TASK_ROWS * v * SCRATCH) + 1
         cols, vals = torch.empty(tasks * slot, dtype=torch.int32), torch.empty(tasks * slot, dtype=logits.dtype)
