@@ -209,7 +209,7 @@ def _value(
     log_p, log_q = log_p.clamp_min(-FAR), log_q.clamp_min(-FAR)
     t = log_p - log_q
     high = torch.maximum(log_p, log_q).exp()
-    below, above = _sides(t, fused or adjoint is f)
+    below, above = _sides(t, fused or adjoint is f, fused and not any(infinite))
     h = f(below)
     if adjoint is not f:
         # apart, one summand is f(1) = 0; relu and clamp differ in their derivative at t = 0, which is counted once
@@ -224,10 +224,14 @@ def _value(
     return high * h + (high * (largest / 10)) * torch.relu(excluded - FAR / 2), h, high, t
 
 
-def _sides(t: Tensor, together: bool) -> tuple[Tensor, Tensor]:
-    """Where f and its adjoint are evaluated: both at -|t|, or each at 0 where the other one counts, so that neither can overflow there."""
+def _sides(t: Tensor, together: bool, floored: bool) -> tuple[Tensor, Tensor]:
+    """Where f and its adjoint are evaluated: both at -|t|, or each at 0 where the other one counts, so that neither can overflow there.
+
+    floored: no lower than slopes are, which changes no finite f beyond rounding, and leaves them one argument.
+    """
     if together:
         s = _below_zero(t)
+        s = s.clamp_min(FLOOR[t.dtype]) if floored else s
         return s, s
     return t.clamp_max(0.0), -torch.relu(t)
 
@@ -245,10 +249,10 @@ def entry_derivatives(
     if not (need_p or need_q):
         return term, None, None
     pick = _picker(t, fused)
-    below, above = _sides(t, fused or f.above is f.below)
-    direct = _direct(f.below_slope, f.above_slope, f.vanish[0], f.infinite[0], below, h)
+    below, above = _sides(t, fused or f.above is f.below, floored := fused and not any(f.infinite))
+    direct = _direct(f.below_slope, f.above_slope, f.vanish[0], f.infinite[0], below, h, floored)
     if f.above is not f.below:
-        direct = pick(direct, _direct(f.above_slope, f.below_slope, f.vanish[1], f.infinite[1], above, h))
+        direct = pick(direct, _direct(f.above_slope, f.below_slope, f.vanish[1], f.infinite[1], above, h, floored))
     direct = high * direct
     rest = term - direct
     first, second = (direct, rest) if f.vanish[0] else (rest, direct)  # of p and of q, where p <= q
@@ -266,10 +270,12 @@ def _picker(t: Tensor, fused: bool) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda a, b: torch.lerp(b, a, weight)
 
 
-def _direct(slope: Scalar, other: Scalar, vanishes: bool, infinite: bool, s: Tensor, h: Tensor) -> Tensor:
+def _direct(
+    slope: Scalar, other: Scalar, vanishes: bool, infinite: bool, s: Tensor, h: Tensor, floored: bool
+) -> Tensor:
     """At u = exp(s) <= 1: u g'(u), the smaller probability's derivative; unless that vanishes at u = 0, g - u g'(u)."""
     if vanishes:
-        return torch.exp(s) * slope(s.clamp_min(FLOOR[s.dtype]))
+        return torch.exp(s) * slope(s if floored else s.clamp_min(FLOOR[s.dtype]))
     largest = torch.finfo(s.dtype).max
     larger = other(-s).clamp(-largest, largest)
     # an excluded class has no derivative of its own: all of h is the other's

@@ -70,30 +70,42 @@ static inline Vec vexpm1(Vec x) {
     return choose((Mask)(e.n > 60), large, e.fraction * scale + (scale - 1));
 }
 
-static inline Vec vlog(Vec x) {
-    const Mask tiny = (Mask)(x < (SINGLE ? (REAL)0x1p-126 : (REAL)0x1p-1022));
-    const Vec y = choose(tiny, x * (SINGLE ? (REAL)0x1p24 : (REAL)0x1p54), x);
-    Mask e = ((Mask)y >> MANTISSA) - BIAS;
-    Vec m = (Vec)(((Mask)y & (((INTEGER)1 << MANTISSA) - 1)) | (Mask)splat(1));
+/* y = 2^n (1 + f), 1/sqrt 2 <= 1 + f <= sqrt 2, of positive normal numbers */
+typedef struct {
+    Vec f;
+    Mask n;
+} Parts;
+
+static inline Parts parts(Vec y) {
+    const Mask e = ((Mask)y >> MANTISSA) - BIAS;
+    const Vec m = (Vec)(((Mask)y & (((INTEGER)1 << MANTISSA) - 1)) | (Mask)splat(1));
     const Mask upper = (Mask)(m > (REAL)1.41421356237309504880);
-    m = choose(upper, m / 2, m);
-    e -= upper; /* a true lane is -1 */
-    e -= tiny & (SINGLE ? 24 : 54);
-    const Vec f = m - 1, s = f / (2 + f), z = s * s, half = f * f / 2, n = __builtin_convertvector(e, Vec);
+    return (Parts){choose(upper, m * (REAL)0.5, m) - 1, e - upper}; /* a true lane is -1 */
+}
+
+static inline Vec log_of(Vec f, Mask e) {
+    const Vec s = f / (2 + f), z = s * s, half = f * f * (REAL)0.5, n = __builtin_convertvector(e, Vec);
     const int terms = SINGLE ? 9 : 21; /* of 2 artanh(s) */
     Vec r = splat(2.0 / terms);
     _Pragma("GCC unroll 16") for (int k = terms - 2; k >= 3; k -= 2) r = r * z + (REAL)(2.0 / k);
-    r *= z;
-    Vec out = n * LN2_HIGH + (f - (half - (s * (half + r) + n * LN2_LOW)));
+    return n * LN2_HIGH + (f - (half - (s * (half + r * z) + n * LN2_LOW)));
+}
+
+static inline Vec vlog(Vec x) {
+    const Mask tiny = (Mask)(x < (SINGLE ? (REAL)0x1p-126 : (REAL)0x1p-1022));
+    const Parts y = parts(choose(tiny, x * (SINGLE ? (REAL)0x1p24 : (REAL)0x1p54), x));
+    Vec out = log_of(y.f, y.n - (tiny & (SINGLE ? 24 : 54)));
     out = choose((Mask)(x == 0), splat(-INFINITY), out);
     out = choose((Mask)(x == INFINITY) | (Mask)(x != x), x, out);
     return choose((Mask)(x < 0), splat(NAN), out);
 }
 
-/* log(u) of the rounded u = 1 + x, and the share of x that the rounding lost */
+/* log of the rounded u = 1 + x, whose fraction gets back what the rounding lost */
 static inline Vec vlog1p(Vec x) {
-    const Vec u = 1 + x, l = vlog(u);
-    return choose((Mask)(u > 0) & (Mask)(u < INFINITY), l - ((u - 1) - x) / u, l);
+    const Vec u = 1 + x, lost = x - (u - 1);
+    const Parts y = parts(u);
+    const Vec out = log_of(y.f + lost * (Vec)((BIAS - y.n) << MANTISSA), y.n);
+    return choose((Mask)(u > 0) & (Mask)(u < INFINITY), out, choose((Mask)(u == 0), splat(-INFINITY), choose((Mask)(u < 0), splat(NAN), u)));
 }
 
 static inline Vec vsigmoid(Vec x) { return 1 / (1 + vexp(-x)); }
