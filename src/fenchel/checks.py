@@ -42,6 +42,35 @@ def check_positive(name: str, x: object) -> float:
     return float(x)
 
 
+def check_weight(name: str, x: object) -> float:
+    """x as a finite number >= 0.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: negative or not finite.
+    """
+    if isinstance(x, bool) or not isinstance(x, Real):
+        raise TypeError(f"{name}: got {type(x).__name__}; pass a number >= 0")
+    if not 0 <= float(x) < math.inf:
+        raise ValueError(f"{name}: got {x}; pass a finite number >= 0")
+    return float(x)
+
+
+def check_number(name: str, x: object, low: float = -math.inf, high: float = math.inf) -> float:
+    """x as a finite float in [low, high].
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not finite, or outside.
+    """
+    if isinstance(x, bool) or not isinstance(x, Real):
+        raise TypeError(f"{name}: got {type(x).__name__}; pass a number")
+    if not math.isfinite(float(x)) or not low <= float(x) <= high:
+        wanted = "number" if (low, high) == (-math.inf, math.inf) else f"number in [{low:g}, {high:g}]"
+        raise ValueError(f"{name}: got {x}; pass a finite {wanted}")
+    return float(x)
+
+
 def check_reduction(reduction: str) -> None:
     """Raise ValueError unless the reduction is known."""
     if reduction not in REDUCTIONS:

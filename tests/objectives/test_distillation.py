@@ -15,9 +15,9 @@ from fenchel.objectives.distillation import (
     front,
     gjsd,
     linear_distillation,
-    names,
 )
 from fenchel.objectives.distillation.dkd import DKD
+from fenchel.objectives.names import makers
 
 
 def pair(n=8, v=6, scale=1.0, dtype=torch.float64):
@@ -168,8 +168,8 @@ def test_names():
     assert len(set(distillation_names())) == len(distillation_names())
     assert set(generator_names()) <= set(distillation_names())
     heads_of = {name.partition(":")[0] for name in generator_names()}
-    assert not heads_of & set(names._makers())
-    for name in names._makers():
+    assert not heads_of & set(makers("fenchel.objectives.distillation"))
+    for name in makers("fenchel.objectives.distillation"):
         assert name in distillation_names()
 
 

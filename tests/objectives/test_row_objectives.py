@@ -17,7 +17,7 @@ from fenchel.objectives.distillation import (
     distillation_objective,
     linear_distillation,
 )
-from fenchel.objectives.distillation.names import _makers
+from fenchel.objectives.names import makers
 
 DIVERGENCES = ("kl", "js:0.3", "gjsd:0.2,scaled=true", "kl + 0.5*reverse_kl", "skew_kl:0.1,temperature=2", "tv")
 # divergences between the two models: 0, and flat, at a student that is its teacher
@@ -73,7 +73,7 @@ def split(x):
 
 def test_every_objective_of_the_folder_is_here():
     known = {name.partition(":")[0] for name in ALL}
-    assert set(_makers()) <= known
+    assert set(makers("fenchel.objectives.distillation")) <= known
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from ...checks import check_positive
+from ...checks import check_positive, check_weight
 from ...divergences import renyi, skew_divergence
 from ...generators import Generator, jensen_shannon
 from ...generators import generator as named
 from ...terms import check_skew
-from .objective import RowObjective, check_weight
+from .objective import RowObjective
 
 __all__ = ["Mixture", "Renyi", "Term", "gjsd", "skew_kl", "skew_reverse_kl"]
 

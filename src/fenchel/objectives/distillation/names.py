@@ -1,21 +1,16 @@
 """Objectives by name: "kl", "js:0.3", "kl:temperature=2,factor=4", "dkd:alpha=1,beta=8", "kl + 0.5*reverse_kl".
 
-The names are read from the modules of this folder, each of which lists its own in `OBJECTIVES`, when a name is first asked for: adding an objective
-edits one file.
+Beside those of the generators, the modules of this folder list them, each its own.
 """
 
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
 from ...generators import Generator, generator_names
+from ..names import made, makers, remembered, words
 from .divergence import Mixture, Term
 from .objective import RowObjective
 
 __all__ = ["distillation_names", "distillation_objective"]
+
+_FOLDER = __name__.rpartition(".")[0]
 
 
 def distillation_names() -> tuple[str, ...]:
@@ -25,7 +20,7 @@ def distillation_names() -> tuple[str, ...]:
         >>> {"kl", "js:BETA", "gjsd", "dkd"} <= set(distillation_names())
         True
     """
-    return (*generator_names(), *sorted(_makers()))
+    return (*generator_names(), *sorted(makers(_FOLDER)))
 
 
 def distillation_objective(name: str | Generator | RowObjective) -> RowObjective:
@@ -53,29 +48,7 @@ def distillation_objective(name: str | Generator | RowObjective) -> RowObjective
                 "student, target) and needs_target. Objectives of whole batches or of features are called themselves"
             )
         return name
-    found: RowObjective = getattr(_known, _learn(name))
-    return found
-
-
-class _Known:
-    """Objectives as attributes: a compiler follows an attribute, but not how a name is read."""
-
-
-_known = _Known()
-_attribute: dict[str, str] = {}
-
-
-def _learn(name: str) -> str:
-    """The attribute of a name."""
-    if name not in _attribute:
-        objective = _read(name)
-        _attribute[name] = f"objective_{len(_attribute)}"
-        setattr(_known, _attribute[name], objective)
-    return _attribute[name]
-
-
-# what torch.compiler.assume_constant_result does, without importing the compiler: it has names read while it traces
-vars(_learn)["_dynamo_marked_constant"] = True
+    return _named(name)
 
 
 def _read(name: str) -> RowObjective:
@@ -91,46 +64,14 @@ def _read(name: str) -> RowObjective:
 
 
 def _parse(name: str) -> RowObjective:
-    head, _, text = name.partition(":")
-    words = [w.strip() for w in text.split(",")] if text else []
-    by_position = [_value(w) for w in words if "=" not in w]
-    by_name = {k.strip(): _value(v.strip()) for k, _, v in (w.partition("=") for w in words if "=" in w)}
-    make = _makers().get(head)
+    said = words(name)
+    make = makers(_FOLDER).get(said.head)
     if make is not None:
-        return _made(name, make, by_position, by_name)
-    own = [w for w in words if "=" not in w]
-    family = head.partition("*")[2] or head
-    if len(own) > 1 or family not in {known.partition(":")[0] for known in generator_names()}:
+        return made(name, make, said.by_position, said.by_name)
+    family = said.head.partition("*")[2] or said.head
+    if len(said.plain) > 1 or family not in {known.partition(":")[0] for known in generator_names()}:
         raise ValueError(f"objective: got {name!r}; known: {', '.join(distillation_names())}")
-    return Mixture((_made(name, Term, [":".join([head, *own])], by_name),))
+    return Mixture((made(name, Term, (":".join([said.head, *said.plain]),), said.by_name),))
 
 
-def _made(name: str, make: Callable[..., Any], by_position: list[Any], by_name: dict[str, Any]) -> Any:
-    signature = inspect.signature(make)
-    try:
-        bound = signature.bind(*by_position, **by_name)
-    except TypeError as error:
-        raise ValueError(f"objective {name!r}: {error}; parameters: {', '.join(signature.parameters)}") from None
-    return make(*bound.args, **bound.kwargs)
-
-
-def _value(text: str) -> Any:
-    """A number where it reads as one, True or False, or the text."""
-    for read in (int, float, {"true": True, "false": False}.__getitem__):
-        try:
-            return read(text)
-        except (ValueError, KeyError):
-            pass
-    return text
-
-
-@cache
-def _makers() -> dict[str, Callable[..., RowObjective]]:
-    found: dict[str, Callable[..., RowObjective]] = {}
-    package = __name__.rpartition(".")[0]
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        listed = vars(importlib.import_module(f"{package}.{module.name}")).get("OBJECTIVES", {})
-        if twice := found.keys() & listed.keys():
-            raise RuntimeError(f"{package}.{module.name}: the names {sorted(twice)} are taken")
-        found |= listed
-    return found
+_named = remembered(_read)

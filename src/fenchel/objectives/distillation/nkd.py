@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...checks import check_positive
+from ...checks import check_positive, check_weight
 from ...generators import generator
-from .objective import RowObjective, check_weight, divergence_rows, entropy_rows, given, log_softmax, log_softmax_others
+from .objective import RowObjective, divergence_rows, entropy_rows, given, log_softmax, log_softmax_others
 
 __all__ = ["NKD"]
 

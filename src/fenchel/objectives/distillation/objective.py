@@ -6,7 +6,6 @@ no factor T^2. Its one method is pure, treats rows independently, and is all the
 """
 
 import math
-from numbers import Real
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -78,17 +77,3 @@ def given(target: Tensor | None) -> Tensor:
     """The target, which the front doors have checked to be there."""
     assert target is not None, "this objective needs a target"
     return target
-
-
-def check_weight(name: str, x: object) -> float:
-    """x as a finite number >= 0.
-
-    Raises:
-        TypeError: not a number.
-        ValueError: negative or not finite.
-    """
-    if isinstance(x, bool) or not isinstance(x, Real):
-        raise TypeError(f"{name}: got {type(x).__name__}; pass a number >= 0")
-    if not 0 <= float(x) < math.inf:
-        raise ValueError(f"{name}: got {x}; pass a finite number >= 0")
-    return float(x)

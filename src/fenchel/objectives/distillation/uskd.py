@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ...checks import check_weight
 from ...terms import FAR
-from .objective import check_weight, log_softmax, log_softmax_others, others
+from .objective import log_softmax, log_softmax_others, others
 
 __all__ = ["USKD"]
 
