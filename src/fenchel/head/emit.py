@@ -78,7 +78,9 @@ _ARITHMETIC: dict[Any, tuple[str, str]] = {
     aten.sign.default: ("vsign({0})", "(double)(({0} > 0) - ({0} < 0))"),
     aten.relu.default: ("vlargest({0}, splat(0))", "(({0}) < 0 ? 0 : ({0}))"),
     aten.mul.Tensor: ("{0} * {1}", "{0} * {1}"),
+    aten.mul.Scalar: ("{0} * {1}", "{0} * {1}"),
     aten.div.Tensor: ("{0} / {1}", "{0} / {1}"),
+    aten.div.Scalar: ("{0} / {1}", "{0} / {1}"),
     aten.maximum.default: ("vmaximum({0}, {1})", "(isnan({0}) || {0} > {1} ? {0} : {1})"),
     aten.minimum.default: ("vminimum({0}, {1})", "(isnan({0}) || {0} < {1} ? {0} : {1})"),
     aten.clamp_min.default: ("vlargest({0}, {1})", "({0} < {1} ? {1} : {0})"),
@@ -229,7 +231,7 @@ class _Writer:
         if target in _FUNCTIONS:
             return self._make(*_FUNCTIONS[target], args, heavy=True)
         if target in _ARITHMETIC:
-            return self._make(*_ARITHMETIC[target], args)
+            return self._make(*_ARITHMETIC[target], [self._counted(a) for a in args])
         if packet in (aten.add, aten.sub, aten.rsub):
             first, second = args[:2]
             factor = node.kwargs.get("alpha", args[2].text if len(args) > 2 else 1)
@@ -291,6 +293,10 @@ class _Writer:
             return Value(_number(float(a)), False, truth=isinstance(a, bool))
         raise Unwritable(f"an argument {a!r}")
 
+    def _counted(self, x: Value) -> Value:
+        """A truth as 1 or 0."""
+        return self._make("choose({0}, splat(1), splat(0))", "(double)({0})", [x]) if x.truth and not x.count else x
+
     def _cast(self, x: Value, like: Tensor) -> Value:
         if like.dtype == torch.bool or (like.is_floating_point() and like.dtype != self.dtype and x.entry):
             raise Unwritable(f"a cast to {like.dtype}")
@@ -298,9 +304,7 @@ class _Writer:
             if x.entry:
                 raise Unwritable(f"a cast to {like.dtype}")
             return Value(x.text, x.entry, x.truth, True, x.level, x.parts)
-        if x.truth:
-            return self._make("choose({0}, splat(1), splat(0))", "(double)({0})", [x])
-        return x
+        return self._counted(x)
 
     # values
 

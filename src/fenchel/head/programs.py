@@ -11,8 +11,9 @@ from torch import Tensor
 from ..generators import Generator, operator_of
 from ..solve import Threshold, sums, tolerance_of
 from . import native_build
+from .decompositions import DECOMPOSED
 from .emit import Program, Unwritable, emit, emit_scalar
-from .trace import COLUMNS, POWER, ROWS, power, sample_of, traced
+from .trace import COLUMNS, ROWS, numbers_of, sample_of, traced
 
 __all__ = ["handles", "program", "solver"]
 
@@ -64,8 +65,14 @@ def _built(code: str, name: str) -> ctypes.CDLL:
 
 
 def _written(fn: Callable[..., Any], sample: list[Tensor], name: str) -> Program:
-    graph = traced(fn, sample, {POWER: power}, "fake")
+    graph, wider = (traced(fn, [_widened(x, by) for x in sample], DECOMPOSED, "fake") for by in (0, 4))
+    if numbers_of(graph) != numbers_of(wider):
+        raise Unwritable("a number in it depends on V")
     return emit(graph.graph, sample, lambda n: getattr(graph, n), name)
+
+
+def _widened(x: Tensor, by: int) -> Tensor:
+    return x.new_zeros([s + by if s == COLUMNS else s for s in x.shape])
 
 
 def _call(run: Any, made: Program, given: tuple[Tensor, ...]) -> Any:
@@ -128,7 +135,7 @@ def solver(g: Generator, dtype: torch.dtype, each: bool) -> Callable[[Tensor, Te
     one = [torch.zeros((), dtype=torch.float64)]
     parts = [made.code]
     for name, fn in scalars.items():
-        graph = traced(fn, one, {POWER: power}, "fake")
+        graph = traced(fn, one, DECOMPOSED, "fake")
         parts.append(emit_scalar(graph.graph, lambda n, graph=graph: getattr(graph, n), name))
     code = _head(dtype, "\n".join(parts)) + '#include "solver.h"\n'
     solve = _built(code, "solve").fenchel_solve

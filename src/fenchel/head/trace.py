@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["COLUMNS", "EXPM1", "POWER", "ROWS", "expm1", "power", "sample_of", "traced"]
+__all__ = ["COLUMNS", "EXPM1", "POWER", "ROWS", "expm1", "numbers_of", "power", "sample_of", "traced"]
 
 # sizes that a trace runs at
 ROWS, COLUMNS = 5, 7
@@ -57,6 +57,17 @@ def recorded(fn: Callable[..., Any], sample: list[Tensor], replaced: dict[Any, C
     record.graph.output(tree_map_only(Tensor, record.node_of, out))
     record.graph.eliminate_dead_code()
     return GraphModule(record.constants, record.graph)
+
+
+def numbers_of(graph: GraphModule) -> list[tuple[str, Any]]:
+    """The numbers that stand in a graph beside its operations; not those of shapes, which are lists."""
+    found: list[tuple[str, Any]] = []
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            found.append(("constant", getattr(graph, str(node.target)).flatten().tolist()))
+        numbers = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, (int, float))]
+        found.append((str(node.target) if node.op == "call_function" else node.op, numbers))
+    return found
 
 
 class _Record(TorchDispatchMode):
