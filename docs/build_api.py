@@ -38,6 +38,7 @@ PACKAGES = {
         "landmarks",
     ),
     "fenchel.objectives.risks": (),
+    "fenchel.objectives.supervised": (),
     "fenchel.teachers": ("buckets", "linear_buckets", "sparse", "fingerprint", "format", "writer", "cache", "spans"),
     "fenchel.integrations": ("trainer", "distillation", "cached", "on_policy", "losses", "hooks", "lightning", "trl"),
 }

@@ -114,7 +114,7 @@ def test_every_public_name_has_an_entry():
     headings = set(re.findall(r"^## (\w+)$", text, re.MULTILINE))
     assert set(fenchel.__all__) - {"__version__"} <= headings
     pages = {package: (DOCS / "api" / f"{package.rpartition('.')[2]}.md") for package in script("build_api").PACKAGES}
-    assert len(pages) == 4
+    assert len(set(pages.values())) == len(pages)
     for package, page in pages.items():
         public = set(getattr(importlib.import_module(package), "__all__", ())) - set(fenchel.__all__)
         assert public <= set(re.findall(r"^## (\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE))

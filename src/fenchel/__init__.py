@@ -9,6 +9,7 @@ from .head.rows import linear_rows
 from .head.young import linear_fenchel_young
 from .losses.fenchel_young import FenchelYoungLoss, fenchel_young
 from .objectives.distillation import distillation, distillation_names, linear_distillation
+from .objectives.supervised import linear_supervised, supervised, supervised_names, supervised_objective
 from .operators import entropy, sigmoid, softargmax, softmax_value, softplus
 
 __version__ = "0.1.0"
@@ -32,10 +33,14 @@ __all__ = [
     "linear_logp",
     "linear_pair_rows",
     "linear_rows",
+    "linear_supervised",
     "renyi",
     "sigmoid",
     "skew_divergence",
     "softargmax",
     "softmax_value",
     "softplus",
+    "supervised",
+    "supervised_names",
+    "supervised_objective",
 ]

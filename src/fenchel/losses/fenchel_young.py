@@ -206,7 +206,7 @@ def young_rows(
     return torch.where(counted, rows, 0.0), mean_size(y, counted, class_weight, vocab).to(rows.dtype)
 
 
-def mean_size(y: Tensor, counted: Tensor, class_weight: Tensor | None, vocab: Vocabulary) -> Tensor:
+def mean_size(y: Tensor, counted: Tensor, class_weight: Tensor | None, vocab: Vocabulary = LOCAL) -> Tensor:
     """What "mean" divides by, for class indices: the class weights of the rows that count, added up."""
     if class_weight is None:
         return counted.double().sum()
@@ -214,7 +214,7 @@ def mean_size(y: Tensor, counted: Tensor, class_weight: Tensor | None, vocab: Vo
 
 
 def spread_target(
-    z: Tensor, y: Tensor, class_weight: Tensor | None, eps: float, vocab: Vocabulary
+    z: Tensor, y: Tensor, class_weight: Tensor | None, eps: float, vocab: Vocabulary = LOCAL
 ) -> tuple[Tensor, Tensor | None]:
     """The target distribution [N, V] after smoothing and class weights, and the mass that multiplies its loss."""
     share = vocab.one_hot(y, z) if y.dim() == 1 else y

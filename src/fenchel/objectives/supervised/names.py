@@ -1,0 +1,86 @@
+"""Supervised objectives by name: "alpha:1.5", "gce:0.7", "focal:gamma=2", "nce + 0.5*rce".
+
+Beside those of the generators, whose names are Fenchel-Young losses, the modules of this folder list them, each its own.
+"""
+
+import re
+
+from ...generators import Generator, generator_names
+from ..names import made, makers, remembered, words
+from .fenchel_young import FenchelYoung
+from .objective import LabelObjective
+from .sums import Sum
+
+__all__ = ["supervised_names", "supervised_objective"]
+
+_FOLDER = __name__.rpartition(".")[0]
+_WEIGHTED = re.compile(r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\*(.+)")
+
+
+def supervised_names() -> tuple[str, ...]:
+    """The names that `supervised_objective` parses: those of the generators, then the others; parameters follow a colon.
+
+    Example:
+        >>> {"kl", "alpha:A", "gce", "focal", "entropy_penalty"} <= set(supervised_names())
+        True
+    """
+    return (*generator_names(), *sorted(makers(_FOLDER)))
+
+
+def supervised_objective(name: str | Generator | LabelObjective) -> LabelObjective:
+    """The objective with a name; an objective is returned as it is.
+
+    A generator's name is its Fenchel-Young loss, "alpha:1.5" or "js:0.3,temperature=2". Any other name takes its parameters by position or by name:
+    "gce:0.7", "sce:alpha=0.1,beta=1". " + ", with the spaces, adds, and "C*" before a name multiplies: "nce + 0.5*rce". (For generators elsewhere, C*NAME
+    is the generator C f, whose loss is that of the temperature C; here it is C times the loss.)
+
+    Raises:
+        ValueError: an unknown name (the message lists the known ones), an unknown parameter or one outside its domain.
+        TypeError: neither a name, a Generator nor an objective.
+
+    Example:
+        >>> supervised_objective("gce:0.5")
+        CompSum(tau=1.5)
+        >>> supervised_objective("cross_entropy + 0.1*entropy_penalty").terms[1]
+        (0.1, EntropyPenalty())
+    """
+    if isinstance(name, Generator):
+        return FenchelYoung(name)
+    if isinstance(name, str):
+        return _named(name)
+    if isinstance(name, type) or not isinstance(name, LabelObjective):
+        raise TypeError(
+            f"objective: got {name!r}; pass a name ({', '.join(supervised_names())}), a Generator, or an object with takes and rows(logits, target), a frozen "
+            "dataclass. Objectives of several tensors are called themselves"
+        )
+    try:
+        hash(name)
+    except TypeError:
+        raise TypeError(
+            f"objective: got {type(name).__name__}, which has no hash; make it a frozen dataclass of numbers"
+        ) from None
+    return name
+
+
+def _read(name: str) -> LabelObjective:
+    terms = [_weighted(part.strip()) for part in name.split(" + ")]
+    [(weight, only)] = terms[:1]
+    return only if len(terms) == 1 and weight == 1 else Sum(tuple(terms))
+
+
+def _weighted(part: str) -> tuple[float, LabelObjective]:
+    found = _WEIGHTED.fullmatch(part)
+    return (1.0, _parse(part)) if found is None else (float(found[1]), _parse(found[2]))
+
+
+def _parse(name: str) -> LabelObjective:
+    said = words(name)
+    make = makers(_FOLDER).get(said.head)
+    if make is not None:
+        return made(name, make, said.by_position, said.by_name)
+    if len(said.plain) > 1 or said.head not in {known.partition(":")[0] for known in generator_names()}:
+        raise ValueError(f"objective: got {name!r}; known: {', '.join(supervised_names())}")
+    return made(name, FenchelYoung, (":".join([said.head, *said.plain]),), said.by_name)
+
+
+_named = remembered(_read)
