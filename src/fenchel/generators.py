@@ -206,17 +206,18 @@ def _jeffreys(t: Tensor) -> Tensor:
 
 
 def _omega(x: Tensor) -> Tensor:
-    """The y > 0 with y + log y = x (Wright's omega function), by the iteration of Fritsch, Shafer & Crowley 1973.
+    """The y > 0 with y + log y = x (Wright's omega function), by one step of the iteration of Fritsch, Shafer & Crowley 1973.
 
-    It starts within 6 %, from the Pade approximant of Lambert's W below 1 and the expansion at infinity above; 1e-5 after one step, 1e-15 after two.
+    A step takes an error e to about e^4. It starts within 1.1e-4: from a rational function of exp(x) below 1, of log(x) above, fitted to have the least
+    largest relative error.
     """
     low, high = x.clamp(-700.0, 1.0).exp(), x.clamp_min(1.0)
-    y = low * ((17 * low + 114) * low + 60) / ((101 * low + 174) * low + 60)
+    y = low * ((0.04437699 * low + 1.07084569) * low + 0.99989414) / ((0.66418465 * low + 2.0648839) * low + 1)
     log = high.log()
-    y = torch.where(x > 1, high - log + log / high, y)
-    for _ in range(2):
-        rest, w = x - y - y.log(), 1 + y
-        y = y * (1 + rest / w * (1 + rest / (2 * (w * (w + rest * (2 / 3)) - rest))))
+    part = ((0.10885832 * log + 0.24659924) * log + 0.50113403) / ((0.16798855 * log - 0.11236773) * log + 1)
+    y = torch.where(x > 1, high - log + log / high * part, y)
+    rest, w = x - y - y.log(), 1 + y
+    y = y * (1 + rest / w * (1 + rest / (2 * (w * (w + rest * (2 / 3)) - rest))))
     return torch.where(x < -36, torch.where(x > -700, low, 0.0), torch.where(x == INF, INF, y))
 
 

@@ -1,7 +1,7 @@
 """The products of a head on a CPU where torch's own are slow: `product.h`, compiled where it runs.
 
-torch multiplies by Intel's MKL on x86. On an AMD CPU (EPYC with AVX2, two threads) it was measured at 74 % of what the cores' multiply-adds allow for one large
-product and at 66 % for the tiles of a head, these at 85 to 90 % (docs/kernels.md). Elsewhere torch's are used.
+torch multiplies by Intel's MKL on x86, which leaves a quarter of an AMD CPU's multiply-adds unused, and a third in the tiles of a head; docs/kernels.md has the
+measurement. Elsewhere torch's own are used.
 """
 
 import ctypes
