@@ -39,6 +39,7 @@ PACKAGES = {
     ),
     "fenchel.objectives.risks": (),
     "fenchel.objectives.supervised": (),
+    "fenchel.objectives.representation": (),
     "fenchel.teachers": ("buckets", "linear_buckets", "sparse", "fingerprint", "format", "writer", "cache", "spans"),
     "fenchel.integrations": ("trainer", "distillation", "cached", "on_policy", "losses", "hooks", "lightning", "trl"),
 }

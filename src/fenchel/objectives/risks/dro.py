@@ -52,7 +52,7 @@ def dro(losses: Tensor, generator: str | Generator = "kl", *, temperature: float
         >>> round(float(dro(losses, "chi2", temperature=100.0)), 3)  # mean + variance / (2 T)
         2.023
 
-    Source: Ben-Tal et al. 2013 (phi-divergence uncertainty sets); Qi et al., arXiv 2306.13024 (KL with a penalty); by duality of the operator here.
+    Source: Ben-Tal et al. 2013 (phi-divergence uncertainty sets); that it is the value of the operator is derived.
     """
     wide = check_losses(losses)
     value = softmax_value(wide, generator, q=nominal(q, wide), temperature=check_positive("temperature", temperature))

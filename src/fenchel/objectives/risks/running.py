@@ -40,7 +40,7 @@ def running_log_mean(losses: Tensor, log_mean: Tensor | None, *, temperature: fl
         >>> round(float(running_log_mean(torch.full((2,), 3.0).log(), first, temperature=1.0, rate=0.5).exp()), 4)
         2.0
 
-    Source: Wang, Fang & Liu 2017 (compositional gradients); Qi et al., arXiv 2306.13024.
+    Source: Wang, Fang & Liu 2017 (compositional gradients).
     """
     scaled = check_losses(losses).detach() / check_positive("temperature", temperature)
     if not 0 < rate <= 1:
