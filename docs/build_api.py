@@ -40,8 +40,19 @@ PACKAGES = {
     "fenchel.objectives.risks": (),
     "fenchel.objectives.supervised": (),
     "fenchel.objectives.representation": (),
+    "fenchel.objectives.structured": (),
     "fenchel.teachers": ("buckets", "linear_buckets", "sparse", "fingerprint", "format", "writer", "cache", "spans"),
-    "fenchel.integrations": ("trainer", "distillation", "cached", "on_policy", "losses", "hooks", "lightning", "trl"),
+    "fenchel.integrations": (
+        "trainer",
+        "distillation",
+        "cached",
+        "on_policy",
+        "losses",
+        "denoisers",
+        "hooks",
+        "lightning",
+        "trl",
+    ),
 }
 
 
