@@ -63,7 +63,7 @@ def test_debiased_labels(k, weights):
 
 
 def test_the_variance_grows_with_the_bag():
-    """By no more than the factor k, for the mean over a bag's samples."""
+    """By no more than its size."""
     made = torch.Generator().manual_seed(0)
     prior = torch.tensor([0.5, 0.5], dtype=DOUBLE)
     spread = {}
@@ -74,11 +74,10 @@ def test_the_variance_grows_with_the_bag():
         losses = torch.stack((x, 1 - x), -1)  # of each class
         shares = torch.nn.functional.one_hot(y, 2).double().mean(1)
         bags = proportion_losses(losses, shares, prior)
-        # of the mean over all 96,000 samples
-        spread[k] = float(bags.var()) / n
-        assert float(bags.mean()) == pytest.approx(1 / 3, abs=5 * math.sqrt(spread[k]))
-    assert spread[1] < spread[4] < 4.5 * spread[1]
-    assert spread[4] < spread[16] < 4.5 * spread[4]
+        spread[k] = float(bags.var())
+        assert float(bags.mean()) == pytest.approx(1 / 3, abs=5 * math.sqrt(spread[k] / n))
+    assert spread[1] < spread[4] < 4.2 * spread[1]
+    assert spread[4] < spread[16] < 4.2 * spread[4]
 
 
 # linear programs

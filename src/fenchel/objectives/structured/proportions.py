@@ -3,10 +3,11 @@
     y~_c = k (a_c - p_c) + p_c          k the bag's size, a_c the bag's share of class c, p_c the share in the population
     l~(x) = sum_c y~_c l(x, c)
 
-For samples drawn independently, E[k a_c | x] = P(c|x) + (k - 1) p_c, so that the mean of y~_c given x is P(c|x): the mean of l~ is the expected loss under full
-supervision, for any loss l. Taking the mean over the samples of a bag, which share a, is what keeps the variance from growing faster than k.
+For samples drawn independently, E[k a_c | x] = P(c|x) + (k - 1) p_c, so that the mean of y~_c given x is P(c|x): the mean of l~ is the expected loss under
+full supervision, for any loss l. k (a - p) has a variance of order k, and so has the estimate of one bag; the mean over its samples removes that of x.
 
-Laws (tested): y~ sums to one, and is one-hot for bags of one; unbiased for any loss and model; a bag with the population's shares has y~ = p.
+Laws (tested): y~ sums to one, and is one-hot for bags of one; unbiased for any loss and model; a bag with the population's shares has y~ = p; the variance of
+a bag's estimate grows no faster than k.
 
 Source: Busa-Fekete et al., arXiv 2302.03115 (EasyLLP). The soft label is recalled for two classes; that it is unbiased, and for more classes, is derived above.
 """
