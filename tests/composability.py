@@ -6,11 +6,13 @@ teacher's states, probabilities) is made of the labels, so that half of a batch,
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.func import grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
@@ -30,12 +32,14 @@ class Path:
         name: as the page shows it.
         of: f, of a generator's name.
         sparse: whether the generator matters, so that one that gives exact zeros is a case of its own.
+        kernel: whether `of` takes backend="triton".
         refused: the columns that raise, and the pattern of the error.
     """
 
     name: str
-    of: Callable[[str], Function]
+    of: Callable[..., Function]
     sparse: bool = True
+    kernel: bool = False
     refused: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -62,17 +66,20 @@ class Column:
 
 def teacher(y: Tensor, like: Tensor) -> Tensor:
     """Hidden states [N, 2] of another model."""
-    return torch.stack(((y + 1.0).cos(), (2.0 * y).sin()), -1).to(like.dtype)
+    made = torch.stack(((y + 1.0).cos(), (2.0 * y).sin()), -1).to(like.dtype)
+    return distribute_tensor(made, like.device_mesh, like.placements) if isinstance(like, DTensor) else made
 
 
-def teacher_weight(v: int, like: Tensor) -> Tensor:
-    """Its output embedding [V, 2]."""
-    return torch.stack((torch.arange(v).sin(), torch.arange(v).cos()), -1).to(like.dtype)
+def teacher_weight(like: Tensor) -> Tensor:
+    """Its output embedding [V, 2], on the ranks that the student's is on."""
+    v = torch.arange(len(like))
+    made = torch.stack((v.sin(), v.cos()), -1).to(like.dtype)
+    return distribute_tensor(made, like.device_mesh, like.placements) if isinstance(like, DTensor) else made
 
 
 def both(h: Tensor, w: Tensor, y: Tensor) -> tuple[Pair, Pair]:
     """The heads of the teacher and of the student."""
-    return (teacher(y, h), teacher_weight(len(w), w)), (h, w)
+    return (teacher(y, h), teacher_weight(w)), (h, w)
 
 
 def logits(head: Pair) -> Tensor:
@@ -85,22 +92,34 @@ def of_logits(call: Callable[..., Tensor]) -> Callable[[str], Function]:
     return lambda name: lambda h, w, y: call(h @ w.T, name)
 
 
+SUPERVISED = "gce:0.7 + 0.5*z_loss"
+
+
+def of_logits_and_labels(call: Callable[..., Tensor]) -> Callable[[str], Function]:
+    """A supervised objective, after the product."""
+    return lambda _: lambda h, w, y: call(h @ w.T, y, SUPERVISED)
+
+
+def labelled(reduction: str) -> Callable[[str], Function]:
+    return lambda _: lambda h, w, y: fenchel.linear_supervised(h, w, y, SUPERVISED, reduction=reduction)
+
+
 def of_two(call: Callable[..., Tensor]) -> Callable[[str], Function]:
     """A function of two models' logits and of a generator's name, after the products."""
     return lambda name: lambda h, w, y: call(*map(logits, both(h, w, y)), name)
 
 
-def young(reduction: str) -> Callable[[str], Function]:
-    return lambda name: lambda h, w, y: fenchel.linear_fenchel_young(h, w, y, name, reduction=reduction)
+def young(name: str, **options: str) -> Function:
+    return lambda h, w, y: fenchel.linear_fenchel_young(h, w, y, name, **options)
 
 
-def distance(reduction: str) -> Callable[[str], Function]:
-    return lambda name: lambda h, w, y: fenchel.linear_divergence(*both(h, w, y), name, reduction=reduction)
+def distance(name: str, **options: str) -> Function:
+    return lambda h, w, y: fenchel.linear_divergence(*both(h, w, y), name, **options)
 
 
-def log_probabilities(name: str) -> Function:
+def log_probabilities(name: str, **options: str) -> Function:
     def f(h: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        out = fenchel.linear_logp(h, w, y)
+        out = fenchel.linear_logp(h, w, y, **options)
         return torch.stack((out.logp, out.entropy, out.logsumexp), -1)
 
     return f
@@ -125,6 +144,7 @@ def generic_pair(t: Tensor, s: Tensor) -> Tensor:
 
 # A Function of ours has no forward-mode rule: a compiler would take a rule of one for that of all orders, and be wrong in silence.
 HEAD = (("jvp", "must implement the jvp function"),)
+WHOLE = (("TP", "needs the whole vocabulary"),)
 
 PATHS: tuple[Path, ...] = (
     Path("`softargmax`", of_logits(fenchel.softargmax)),
@@ -134,25 +154,43 @@ PATHS: tuple[Path, ...] = (
     Path("`softplus`", of_logits(fenchel.softplus)),
     Path("`fenchel_young`", lambda name: lambda h, w, y: fenchel.fenchel_young(h @ w.T, y, name)),
     Path("`FenchelYoungLoss`", lambda name: lambda h, w, y: fenchel.FenchelYoungLoss(name)(h @ w.T, y)),
+    Path(
+        "`supervised`",
+        of_logits_and_labels(fenchel.supervised),
+        sparse=False,
+        refused=(("TP", "needs whole rows"),),
+    ),
     Path("`divergence`", of_two(fenchel.divergence)),
     Path("`skew_divergence`", of_two(fenchel.skew_divergence)),
     Path("`renyi`", of_two(lambda p, q, _: fenchel.renyi(p, q, 1.5)), sparse=False),
     Path("`bhattacharyya`", of_two(lambda p, q, _: fenchel.bhattacharyya(p, q)), sparse=False),
     Path("`cauchy_schwarz`", of_two(lambda p, q, _: fenchel.cauchy_schwarz(p, q)), sparse=False),
     Path("`distillation`", of_two(lambda p, q, name: fenchel.distillation(name, p, q))),
-    Path("`linear_fenchel_young`, mean", young("mean"), refused=HEAD),
-    Path("`linear_fenchel_young`, per row", young("none"), refused=HEAD),
-    Path("`linear_logp`", log_probabilities, sparse=False, refused=HEAD),
-    Path("`linear_divergence`, mean", distance("mean"), refused=HEAD),
-    Path("`linear_divergence`, per row", distance("none"), refused=HEAD),
+    Path("`linear_fenchel_young`, mean", partial(young, reduction="mean"), kernel=True, refused=HEAD),
+    Path("`linear_fenchel_young`, per row", partial(young, reduction="none"), kernel=True, refused=HEAD),
+    Path("`linear_supervised`, mean", labelled("mean"), sparse=False, refused=HEAD + WHOLE),
+    Path("`linear_supervised`, per row", labelled("none"), sparse=False, refused=HEAD + WHOLE),
+    Path("`linear_logp`", log_probabilities, sparse=False, kernel=True, refused=HEAD),
+    Path("`linear_divergence`, mean", partial(distance, reduction="mean"), kernel=True, refused=HEAD),
+    Path("`linear_divergence`, per row", partial(distance, reduction="none"), kernel=True, refused=HEAD),
     Path("`linear_distillation`, a mixture", distilled("kl + 0.5*js"), sparse=False, refused=HEAD),
-    Path("`linear_distillation`, DKD", distilled("dkd:alpha=1,beta=8"), sparse=False, refused=HEAD),
-    Path("`linear_rows`", lambda _: lambda h, w, y: fenchel.linear_rows(generic, h, w, y), sparse=False, refused=HEAD),
+    Path(
+        "`linear_distillation`, DKD",
+        distilled("dkd:alpha=1,beta=8"),
+        sparse=False,
+        refused=(*HEAD, ("TP", "needs whole rows")),
+    ),
+    Path(
+        "`linear_rows`",
+        lambda _: lambda h, w, y: fenchel.linear_rows(generic, h, w, y),
+        sparse=False,
+        refused=HEAD + WHOLE,
+    ),
     Path(
         "`linear_pair_rows`",
         lambda _: lambda h, w, y: fenchel.linear_pair_rows(generic_pair, *both(h, w, y)),
         sparse=False,
-        refused=HEAD,
+        refused=HEAD + WHOLE,
     ),
 )
 
@@ -256,6 +294,13 @@ def recomputed(path: Path, f: Function) -> None:
     same(lambda a, b: checkpoint(g, 1 * a, b, use_reentrant=True), g, x)
 
 
+def by_triton(path: Path, f: Function) -> None:
+    if path.kernel:
+        g, x = bound(f)
+        h, _ = bound(path.of(path.generators[-1], backend="triton"))
+        same(h, g, x)
+
+
 COLUMNS: tuple[Column, ...] = (
     Column("CPU", "`gradcheck`: first derivatives against differences", on_a_cpu, True),
     Column("double backward", "`gradgradcheck`: second derivatives against differences", twice),
@@ -268,6 +313,11 @@ COLUMNS: tuple[Column, ...] = (
         "bfloat16 autocast against tensors that were cast before: the same values, bit by bit, and gradients",
         under_autocast,
     ),
+    Column(
+        "Triton",
+        '`backend="triton"`, run by its interpreter, against the CPU\'s; the others have no kernels of their own',
+        by_triton,
+    ),
     Column("checkpoint", "`torch.utils.checkpoint`, both kinds, against backward", recomputed),
 )
 
@@ -275,12 +325,22 @@ COLUMNS: tuple[Column, ...] = (
 RANKED: tuple[tuple[str, str], ...] = (
     ("DDP", "`DistributedDataParallel` on two processes against one process with the whole batch"),
     ("FSDP2", "`fully_shard` of body and head on two processes, resharded after forward, against one process"),
+    ("TP", "weights as DTensors whose vocabulary two processes share, 4 classes and 3, against one process"),
 )
 
 
 def verdict(path: Path, column: str) -> str:
     """What stands in a cell."""
+    if column == "Triton" and not path.kernel:
+        return "—"
     return "raises" if column in dict(path.refused) else "works"
+
+
+# what to do instead of what raises
+INSTEAD = {
+    "jvp": "reverse mode, of any order, is there for every path",
+    "TP": "with `weight.full_tensor()` on every rank they work",
+}
 
 
 def section() -> str:
@@ -300,8 +360,5 @@ def section() -> str:
     lines += [f"| {path.name} | " + " | ".join(verdict(path, name) for name, _ in columns) + " |" for path in PATHS]
     lines += ["", *(f"- {name}: {code}." for name, code in columns), ""]
     errors = sorted({(column, text) for path in PATHS for column, text in path.refused})
-    lines += [
-        f"What raises in the column {column} says “{text}”: reverse mode, of any order, is there for every path."
-        for column, text in errors
-    ]
+    lines += [f"What raises in the column {column} says “{text}”: {INSTEAD[column]}." for column, text in errors]
     return "\n".join(lines) + "\n"

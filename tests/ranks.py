@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.composability import PATHS, RANKED, D, Function, N, inputs
@@ -35,9 +35,14 @@ class Model(nn.Module):
             self.body.bias.zero_()
         self.weight = nn.Parameter(weight.detach().clone())
         self.f = f
+        self.shared = False
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.f(self.body(x), self.weight, y)
+        hidden = self.body(x)
+        if self.shared:
+            hidden = DTensor.from_local(hidden, self.weight.device_mesh, [Replicate()])
+        rows = self.f(hidden, self.weight, y)
+        return rows.full_tensor() if isinstance(rows, DTensor) else rows
 
 
 def ddp(model: nn.Module) -> nn.Module:
@@ -49,6 +54,14 @@ def fsdp2(model: nn.Module) -> nn.Module:
     assert isinstance(model.body, nn.Module)
     fully_shard(model.body, mesh=mesh, reshard_after_forward=True)
     return fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def tensor_parallel(model: nn.Module) -> nn.Module:
+    assert isinstance(model, Model)
+    mesh = init_device_mesh("cpu", (RANKS,))
+    model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
+    model.shared = True
+    return model
 
 
 def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -66,8 +79,11 @@ def difference(f: Function, wrap: Callable[[nn.Module], nn.Module], rank: int) -
     _, _, y = inputs()
     x = torch.sin(torch.arange(N * D, dtype=torch.float64)).view(N, D)
     want = gradients(Model(f), x, y)
-    mine = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
-    got = gradients(wrap(Model(f)), x[mine], y[mine])
+    mine = slice(None) if wrap is tensor_parallel else slice(rank * N // RANKS, (rank + 1) * N // RANKS)
+    try:
+        got = gradients(wrap(Model(f)), x[mine], y[mine])
+    except (TypeError, ValueError) as error:  # raised on every rank: they stay in step
+        return f"{type(error).__name__}: {error}"
     if got.keys() != want.keys():
         return f"parameters {sorted(got)}, not {sorted(want)}"
     off = {name: float((got[name] - want[name]).abs().max()) for name in want}
@@ -79,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(directory / "store"), RANKS)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS, timeout=timedelta(seconds=60))
-    wraps = dict(zip([name for name, _ in RANKED], (ddp, fsdp2), strict=True))
+    wraps = dict(zip([name for name, _ in RANKED], (ddp, fsdp2, tensor_parallel), strict=True))
     found = {
         column: {path.name: difference(path.of(path.generators[-1]), wrap, rank) for path in PATHS}
         for column, wrap in wraps.items()

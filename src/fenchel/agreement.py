@@ -152,6 +152,22 @@ def as_sharded(x: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def entries(name: str, x: Tensor) -> Tensor:
+    """This rank's entries of x, for what is done to each of them alone.
+
+    Raises:
+        ValueError: a DTensor of which ranks hold summands.
+    """
+    if not is_sharded(x):
+        return x
+    layout: Any = x
+    if any(p.is_partial() for p in layout.placements):
+        raise ValueError(
+            f"{name}: got a DTensor placed {tuple(layout.placements)}, of which each rank holds a summand; redistribute it first"
+        )
+    return layout.to_local()
+
+
 def is_sharded(x: Any) -> bool:
     """Whether x is a DTensor, however it is placed."""
     if type(x) in (Tensor, nn.Parameter) or not isinstance(x, Tensor) or not torch.distributed.is_available():

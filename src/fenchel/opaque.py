@@ -6,13 +6,14 @@ compiles nothing has no use for.
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["Opaque", "opaque"]
+__all__ = ["Opaque", "differentiable", "opaque"]
 
 _library = torch.library.Library("fenchel", "FRAGMENT")
 
@@ -59,3 +60,12 @@ def _uncompiled(fn: Callable[..., Any]) -> Callable[..., Any]:
         return inside(*args, **kwargs)
 
     return call
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Autograd, inside an operator: a compiled function calls operators with autograd's dispatch keys excluded, which enable_grad does not undo."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    excluded = excluded.remove(torch._C.DispatchKey.AutogradFunctionality)
+    with torch.enable_grad(), torch._C._ForceDispatchKeyGuard(included, excluded):
+        yield

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .agreement import Meeting, ProcessGroup, as_sharded
+from .agreement import Meeting, ProcessGroup, as_sharded, entries
 from .checks import check_floating, check_positive, check_vocabulary, reference
 from .generators import INF, Generator, generator, operator_of
 from .solve import top_of
@@ -132,7 +132,7 @@ def sigmoid(
     """The probability of the second of two classes with scores (0, logits): the usual sigmoid for KL.
 
     Args:
-        logits: any shape.
+        logits: any shape; a DTensor is worked on where its entries are.
         q: the reference measure of both classes, or (q0, q1).
 
     Example:
@@ -142,7 +142,7 @@ def sigmoid(
     Source: Roulet et al., arXiv 2501.18537 (f-sigmoid).
     """
     two, measure = _binary(logits, q)
-    return softargmax(two, generator, q=measure, temperature=temperature)[..., 1]
+    return as_sharded(softargmax(two, generator, q=measure, temperature=temperature)[..., 1], logits)
 
 
 def softplus(
@@ -159,7 +159,7 @@ def softplus(
     Source: Roulet et al., arXiv 2501.18537 (f-softplus).
     """
     two, measure = _binary(logits, q)
-    return softmax_value(two, generator, q=measure, temperature=temperature)
+    return as_sharded(softmax_value(two, generator, q=measure, temperature=temperature), logits)
 
 
 def _binary(logits: Tensor, q: float | tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,8 @@ def _binary(logits: Tensor, q: float | tuple[float, float]) -> tuple[Tensor, Ten
     if len(pair) != 2:
         raise ValueError(f"q: got {q!r}; pass a positive number or a pair (q0, q1)")
     measure = torch.tensor([check_positive("q", x) for x in pair], dtype=logits.dtype, device=logits.device)
-    return torch.stack((torch.zeros_like(logits), logits), -1), measure
+    own = entries("logits", logits)
+    return torch.stack((torch.zeros_like(own), own), -1), measure
 
 
 Rows = tuple[Tensor, Tensor, Generator, Vocabulary]

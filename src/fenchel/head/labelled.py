@@ -6,7 +6,7 @@ tables, and label smoothing combined with class weights, run through the generic
 """
 
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..losses.fenchel_young import check_values, reduce, spread_target
 from ..losses.labelled import Labels, RowLoss, labelled_rows
-from ..opaque import opaque
+from ..opaque import differentiable, opaque
 from .derived import rows_of, total
 from .opaque import one_by_one, returned, unmade
 from .projection import rows_per_tile
@@ -77,13 +77,19 @@ def _labelled(
 
 
 _losses: list[RowLoss] = []
+_numbers: dict[RowLoss, int] = {}
 
 
-@cache
 def _number(loss: RowLoss) -> int:
     """The number that stands for a loss among the arguments of an operator."""
-    _losses.append(loss)
-    return len(_losses) - 1
+    if loss not in _numbers:
+        _losses.append(loss)
+        _numbers[loss] = len(_losses) - 1
+    return _numbers[loss]
+
+
+# what torch.compiler.assume_constant_result does, without importing the compiler
+vars(_number)["_dynamo_marked_constant"] = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +196,7 @@ def values(z: Tensor, classes: Tensor, y: Tensor, *rest: Any) -> Tensor:
 def gradient_(z: Tensor, classes: Tensor, y: Tensor, *rest: Any) -> Tensor:
     """`values`; z becomes c [n, 1], the last tensor, times their gradient."""
     *log_q, c, of = rest
-    with torch.enable_grad():
+    with differentiable():
         at = z.detach().requires_grad_()
         losses = values(at, classes, y, *log_q, of)
         [grad] = torch.autograd.grad(losses, at, c.squeeze(1), materialize_grads=True)

@@ -199,9 +199,7 @@ def _apart(objective: LabelObjective) -> tuple[list[tuple[float, FenchelYoung]],
         return [(1.0, objective)], None
     if not isinstance(objective, Sum):
         return [], objective
-    young = [(w, o) for w, o in objective.terms if isinstance(o, FenchelYoung)]
-    rest = tuple((w, o) for w, o in objective.terms if not isinstance(o, FenchelYoung))
-    return young, Sum(rest) if rest else None
+    return [(w, o) for w, o in objective.terms if isinstance(o, FenchelYoung)], objective.others
 
 
 def _plus(total: Tensor | None, factor: float, part: Tensor) -> Tensor:

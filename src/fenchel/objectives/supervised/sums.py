@@ -1,11 +1,12 @@
 """Weighted sums of objectives: "gce:0.7 + 0.1*entropy_penalty"."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 from torch import Tensor
 
 from ...checks import check_number
+from .fenchel_young import FenchelYoung
 from .objective import EVERY, LabelObjective
 
 __all__ = ["Sum"]
@@ -17,6 +18,7 @@ class Sum:
 
     Attributes:
         terms: pairs of a weight (a finite number) and an objective, one or more.
+        others: the sum of those that are no Fenchel-Young losses, which have kernels of their own; None if there are none.
 
     Example:
         >>> import torch
@@ -27,6 +29,8 @@ class Sum:
     """
 
     terms: tuple[tuple[float, LabelObjective], ...]
+    # made once: a compiler that meets the sum cannot follow how another one is made
+    others: "Sum | None" = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -35,6 +39,8 @@ class Sum:
             check_number("terms: weight", weight)
             if not isinstance(objective, LabelObjective):
                 raise TypeError(f"terms: got {type(objective).__name__}; pass pairs of a weight and an objective")
+        rest = tuple((w, o) for w, o in self.terms if not isinstance(o, FenchelYoung))
+        object.__setattr__(self, "others", self if rest == self.terms else Sum(rest) if rest else None)
 
     @property
     def takes(self) -> frozenset[str]:
