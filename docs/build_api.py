@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fenchel
+from fenchel.objectives.names import makers
 
 API = Path(__file__).parent / "api"
 # What every example may use.
@@ -38,6 +39,7 @@ PACKAGES = {
         "landmarks",
     ),
     "fenchel.objectives.risks": (),
+    "fenchel.objectives.sequences": (),
     "fenchel.objectives.supervised": (),
     "fenchel.objectives.representation": (),
     "fenchel.objectives.structured": (),
@@ -240,13 +242,40 @@ def names_page() -> list[str]:
     return shown
 
 
+def supervised_names_page() -> list[str]:
+    """The table of supervised objectives by name."""
+    shown = [
+        "# Supervised objectives by name",
+        "",
+        "What `fenchel.supervised`, `fenchel.linear_supervised` and `LabelLoss` take beside [the generators](names.md). Parameters follow a colon, by",
+        "position or by name; those shown are the defaults. y is the label, p = softmax(z). Every objective takes class indices; the third column says what",
+        "else ([targets](../supervised.md#targets)).",
+        "",
+        "| name | what it is | takes | source |",
+        "|---|---|---|---|",
+    ]
+    for name, make in sorted(makers("fenchel.objectives.supervised").items()):
+        doc = inspect.getdoc(make) or ""
+        source = re.search(r"Source: (.*?)(?:\n\n|\Z)", doc, re.DOTALL)
+        known = {p.name: p.default for p in inspect.signature(make).parameters.values()}
+        shown_as = {k: f"{v:g}" if isinstance(v, float) else v for k, v in known.items()}
+        parameters = ",".join(f"{k}={v}" for k, v in shown_as.items() if v is not inspect.Parameter.empty)
+        kinds = ", ".join(sorted(make().takes)).replace("empty set, probabilities, set", "anything")
+        cited = " ".join(source[1].split()) if source else ""
+        row = (f"`{name}{':' if parameters else ''}{parameters}`", doc.splitlines()[0], kinds, cited)
+        shown.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    return shown
+
+
 def pages() -> dict[str, str]:
     """File name -> text, for all of docs/api."""
     made: dict[str, str] = {}
     index = ["# API", "", "Made from the docstrings by `make docs`; every example is run by the tests, and assumes", ""]
     index += ["```text", CORE, "```", "", "and on the pages of packages what they say at their top.", ""]
     index += ["[The named generators](names.md): formulas, limits, sources.", ""]
+    index += ["[The supervised objectives by name](supervised_names.md): parameters, targets, sources.", ""]
     made["names.md"] = "\n".join(names_page()) + "\n"
+    made["supervised_names.md"] = "\n".join(supervised_names_page()) + "\n"
     for page in [*core_pages(), *map(package_page, PACKAGES)]:
         text = [f"# {page.title}", "", *render(page.doc), ""]
         if page.imports != CORE:

@@ -274,3 +274,60 @@ def test_a_function_without_a_row_program_still_runs(monkeypatch):
     got, want = tiles.solved(d, q, mine, d.numel()), solve.threshold(d, q, generator("kl"))
     p = [torch.exp(want.top - d), operator_of(mine).unlink(got.top - d)]
     torch.testing.assert_close(*p, rtol=1e-6, atol=1e-9)
+
+
+GRADIENTS = {
+    "softmax": lambda x: torch.softmax(x, -1).square().sum(-1),
+    "log_softmax": lambda x: (torch.log_softmax(x, -1) * torch.log_softmax(x, -1).exp()).sum(-1),
+    "logsumexp": lambda x: torch.logsumexp(x, -1) * torch.logsumexp(x / 2, 1, keepdim=True).squeeze(-1),
+    "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0).sum(-1),
+    "sigmoid": lambda x: torch.sigmoid(x).square().sum(-1),
+    "tanh": lambda x: torch.tanh(x).exp().sum(-1),
+    "relu": lambda x: torch.relu(x).square().sum(-1),
+    "abs": lambda x: (x.abs() * x).sum(-1),
+    "amax": lambda x: x.amax(-1) * x.square().amax(-1),
+    "lerp": lambda x: torch.lerp(x, x.exp(), 0.3).sum(-1),
+    "power": lambda x: (x.square() + 1).pow(0.75).sum(-1),
+    "where": lambda x: torch.where(x > 0.3, x.exp(), x.square()).sum(-1),
+    "truth as a number": lambda x: ((x > 0.3) * x).sum(-1) / (x > 0.3).sum(-1),
+}
+
+
+@each_type
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_what_autograd_records_of_a_row_function_has_a_program(name, dtype):
+    fn = GRADIENTS[name]
+
+    def gradient(x):
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            rows = fn(at)
+            [grad] = torch.autograd.grad(rows, at, torch.ones_like(rows))
+        return rows.detach(), grad
+
+    torch.manual_seed(3)
+    x = torch.randn(6, 33, dtype=dtype)
+    (rows, grad), (want_rows, want_grad) = run(gradient, x)
+    tight: Any = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(rows.double(), want_rows, **tight)
+    torch.testing.assert_close(grad.double(), want_grad, **tight)
+
+
+def test_a_reduction_over_another_dimension_than_the_last_has_none():
+    for fn in (lambda x: torch.softmax(x, 0).sum(1), lambda x: torch.log_softmax(x, 0).sum(1)):
+        with pytest.raises(Unwritable):
+            programs.program(fn, (torch.randn(6, 33),))
+
+
+def test_a_number_that_depends_on_v_is_no_constant_of_a_program():
+    """The gradient of a mean is over V: a program serves every V, and must not hold that of its example."""
+
+    def gradient(x):
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            [grad] = torch.autograd.grad(at.exp().mean(1), at, torch.ones(len(x)))
+        return grad
+
+    for fn in (gradient, lambda x: x.sum(1) * x.shape[1]):
+        with pytest.raises(Unwritable, match="depends on V"):
+            programs.program(fn, (torch.randn(6, 33),))

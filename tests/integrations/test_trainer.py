@@ -152,7 +152,7 @@ def test_a_checkpoint_opens_with_plain_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "set_up", "message"),
     [
-        ({"objective": "none"}, {}, "unknown generator 'none'"),
+        ({"objective": "none"}, {}, "objective: got 'none'; known: kl"),
         ({"objective": "tv"}, {}, "has no operator or loss"),
         ({"compute_metrics": lambda _: {}}, {}, "compute_metrics: FenchelTrainer makes no logits"),
         ({"compute_loss_func": lambda *_: 0}, {}, "compute_loss_func"),

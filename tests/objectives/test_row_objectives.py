@@ -41,6 +41,7 @@ OTHERS = (
     "ferkd:low=0.3,high=0.5,smoothing=0.2",
     "fenchel_young:alpha:1.5,temperature=2,factor=3",
     "fenchel_young:kl",
+    "asft:0.3",
 )
 ALL = (*EXACT, *OTHERS)
 MEMORY = 5 * 8 * V
@@ -187,6 +188,7 @@ def young(t, s, a, T):
 ORACLES = {
     "fenchel_young:alpha:1.5,temperature=2,factor=3": lambda t, s, y: 3 * young(t, s, 1.5, 2),
     "fenchel_young:kl,temperature=2": lambda t, s, y: kl(p_of(t, 2), p_of(s, 2)),
+    "asft:0.3": lambda t, s, y: -p_of(s)[y] * math.log(p_of(s)[y]) + 0.3 * kl(p_of(t), p_of(s)),
     "binary_kl:2": lambda t, s, y: binary(t, s, 2),
     "binary_kl_norm:2,factor=4": lambda t, s, y: 4 * float(np.log(np.cosh((s - t) / 4)).sum()),
     "dkd:0.7,2,temperature=2,factor=4": lambda t, s, y: 4 * dkd(t, s, y, 0.7, 2, 2),

@@ -76,6 +76,7 @@ _ARITHMETIC: dict[Any, tuple[str, str]] = {
     aten.abs.default: ("vmagnitude({0})", "fabs({0})"),
     aten.reciprocal.default: ("splat(1) / {0}", "1 / {0}"),
     aten.sign.default: ("vsign({0})", "(double)(({0} > 0) - ({0} < 0))"),
+    aten.sgn.default: ("vsign({0})", "(double)(({0} > 0) - ({0} < 0))"),
     aten.relu.default: ("vlargest({0}, splat(0))", "(({0}) < 0 ? 0 : ({0}))"),
     aten.mul.Tensor: ("{0} * {1}", "{0} * {1}"),
     aten.mul.Scalar: ("{0} * {1}", "{0} * {1}"),

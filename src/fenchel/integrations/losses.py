@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..generators import Generator
-from ..generators import generator as named
-from ..head.young import linear_fenchel_young
-from ..losses.fenchel_young import fenchel_young
+from ..objectives.supervised import LabelObjective, linear_supervised, supervised
 from .hooks import IGNORED, Head, NextStates, head_of, next_states
 
 __all__ = ["LabelLoss", "TokenLoss", "batch_loss"]
@@ -54,10 +52,14 @@ def batch_loss(
 
 @dataclass(frozen=True)
 class LabelLoss:
-    """The Fenchel-Young loss of the next tokens under a generator: a name, or a Generator.
+    """A supervised objective of the next tokens, by name: the Fenchel-Young loss of a generator, "gce:0.7", "cross_entropy + 1e-4*log_partition", ...
+
+    Attributes:
+        objective: a name (`fenchel.supervised_names`), a Generator, or an object such as `CompSum(1.7)`.
+        label_smoothing: eps in [0, 1], for objectives that take probabilities.
 
     Raises:
-        ValueError: a generator without a loss, when it is made.
+        ValueError: an unknown name, a generator without a loss, or a smoothing that does not fit, when it is made.
 
     Example:
         >>> states = NextStates(torch.randn(4, 8), torch.tensor([1, 2, -100, 0]))
@@ -65,19 +67,19 @@ class LabelLoss:
         >>> loss.shape
         torch.Size([])
 
-    Source: `fenchel.fenchel_young`.
+    Source: `fenchel.supervised`.
     """
 
-    objective: str | Generator = "kl"
+    objective: str | Generator | LabelObjective = "kl"
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         one = torch.zeros(1, dtype=torch.long)
-        fenchel_young(torch.zeros(1, 2), one, named(self.objective), label_smoothing=self.label_smoothing)
+        supervised(torch.zeros(1, 2), one, self.objective, label_smoothing=self.label_smoothing)
 
     def __call__(self, states: NextStates, head: Head, inputs: Mapping[str, Any]) -> Tensor:
         """The sum of the losses of the tokens that count."""
-        return linear_fenchel_young(
+        return linear_supervised(
             states.hidden.to(head.weight.dtype),
             head.weight,
             states.target,

@@ -1,6 +1,7 @@
 """Objectives of distillation, one file per objective or paper; `distillation` and `linear_distillation` evaluate any of them by name."""
 
 from .adaptive_kl import AdaptiveKL
+from .asft import ASFT
 from .bd_kd import BDKD
 from .divergence import Mixture, Renyi, Term, gjsd, skew_kl, skew_reverse_kl
 from .dkd import DKD
@@ -18,6 +19,7 @@ from .teacher_operator import TeacherOperator
 from .uskd import USKD
 
 __all__ = [
+    "ASFT",
     "AdaptiveKL",
     "BDKD",
     "BinaryKL",

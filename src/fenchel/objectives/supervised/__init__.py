@@ -2,12 +2,14 @@
 
 from .asymmetric import AGCE, AUL
 from .comp_sum import CompSum, Probability, adversarial_comp_sum, cross_entropy, gce, mae
+from .decision import decision, decision_loss, false_head_rate
 from .decoupled import Decoupled
 from .dft import DFT
 from .f_divergence import FDivergence
 from .fenchel_young import FenchelYoung
 from .focal import Focal, Poly
 from .front import linear_supervised, supervised
+from .histogram import binned, binned_mean, fidelity, hl_gauss, score_distribution, thurstone
 from .kl_dro import KLDRO, kl_dro
 from .ldr import LDR, Margin, aldr_rows, aldr_temperature
 from .multi_label import Binary, multi_focal, recalled
@@ -16,7 +18,9 @@ from .normalised import Normalised, nce, normalised
 from .objective import CostObjective, LabelObjective
 from .partial_labels import Candidates, purified
 from .penalties import ConfidencePenalty, EntropyPenalty, LogitPenalty, LogPartition
+from .rejection import rejection_loss
 from .reverse_ce import ReverseCE, sce
+from .soft_top_k import SoftTopK, soft_top_k_shift
 from .spherical import Spherical, Taylor, ZLoss
 from .stablemax import StableMax
 from .sums import Sum
@@ -45,6 +49,7 @@ __all__ = [
     "Poly",
     "Probability",
     "ReverseCE",
+    "SoftTopK",
     "Spherical",
     "StableMax",
     "Sum",
@@ -53,8 +58,15 @@ __all__ = [
     "adversarial_comp_sum",
     "aldr_rows",
     "aldr_temperature",
+    "binned",
+    "binned_mean",
     "cross_entropy",
+    "decision",
+    "decision_loss",
+    "false_head_rate",
+    "fidelity",
     "gce",
+    "hl_gauss",
     "kl_dro",
     "linear_supervised",
     "mae",
@@ -63,8 +75,12 @@ __all__ = [
     "normalised",
     "purified",
     "recalled",
+    "rejection_loss",
     "sce",
+    "score_distribution",
+    "soft_top_k_shift",
     "supervised",
     "supervised_names",
     "supervised_objective",
+    "thurstone",
 ]

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ...generators import Generator
 from ...generators import generator as named
-from ...terms import terms
-from .objective import DISTRIBUTION, LabelObjective
+from .objective import DISTRIBUTION, LabelObjective, weighed
 
 __all__ = ["FDivergence"]
 
@@ -46,7 +45,12 @@ class FDivergence:
 
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """The divergence of each row [N]; logits and target [N, V]."""
-        return terms(torch.log(target), torch.log_softmax(logits, -1), named(self.generator)).sum(-1)
+        g = named(self.generator)
+        log_p = torch.log_softmax(logits, -1)
+        # p f(y/p) = y f(p/y) with the adjoint's f; where y = 0 it is p f(0)
+        away = log_p - torch.log(torch.where(target > 0, target, 1.0))
+        rest = torch.where(target > 0, 0.0, log_p.exp()).sum(-1)
+        return weighed(g.adjoint.of_log_ratio, away, target) + g.f0 * rest
 
 
 OBJECTIVES: dict[str, Callable[..., LabelObjective]] = {"f_divergence": FDivergence}

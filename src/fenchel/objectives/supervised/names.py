@@ -31,8 +31,8 @@ def supervised_objective(name: str | Generator | LabelObjective) -> LabelObjecti
     """The objective with a name; an objective is returned as it is.
 
     A generator's name is its Fenchel-Young loss, "alpha:1.5" or "js:0.3,temperature=2". Any other name takes its parameters by position or by name:
-    "gce:0.7", "sce:alpha=0.1,beta=1". " + ", with the spaces, adds, and "C*" before a name multiplies: "nce + 0.5*rce". (For generators elsewhere, C*NAME
-    is the generator C f, whose loss is that of the temperature C; here it is C times the loss.)
+    "gce:0.7", "sce:alpha=0.1,beta=1". " + ", with the spaces, adds, and "C*" before one of these names multiplies: "nce + 0.5*rce". Before a generator's name
+    C* makes the generator C f, as everywhere, whose loss is that at the temperature C: multiply "fenchel_young:alpha:1.5" instead.
 
     Raises:
         ValueError: an unknown name (the message lists the known ones), an unknown parameter or one outside its domain.
@@ -70,7 +70,9 @@ def _read(name: str) -> LabelObjective:
 
 def _weighted(part: str) -> tuple[float, LabelObjective]:
     found = _WEIGHTED.fullmatch(part)
-    return (1.0, _parse(part)) if found is None else (float(found[1]), _parse(found[2]))
+    if found is None or words(found[2]).head not in makers(_FOLDER):
+        return 1.0, _parse(part)
+    return float(found[1]), _parse(found[2])
 
 
 def _parse(name: str) -> LabelObjective:
@@ -78,7 +80,8 @@ def _parse(name: str) -> LabelObjective:
     make = makers(_FOLDER).get(said.head)
     if make is not None:
         return made(name, make, said.by_position, said.by_name)
-    if len(said.plain) > 1 or said.head not in {known.partition(":")[0] for known in generator_names()}:
+    family = said.head.partition("*")[2] or said.head
+    if len(said.plain) > 1 or family not in {known.partition(":")[0] for known in generator_names()}:
         raise ValueError(f"objective: got {name!r}; known: {', '.join(supervised_names())}")
     return made(name, FenchelYoung, (":".join([said.head, *said.plain]),), said.by_name)
 

@@ -59,7 +59,7 @@ def nce() -> Normalised:
     return Normalised(cross_entropy())
 
 
-def normalised(*name: str | float) -> Normalised:
+def normalised(name: str = "cross_entropy", *more: str | float) -> Normalised:
     """The normalised form of a loss by name: "normalised:focal:2", "normalised:agce:1,2".
 
     Raises:
@@ -69,7 +69,7 @@ def normalised(*name: str | float) -> Normalised:
         >>> normalised("gce:0.7").of
         CompSum(tau=1.7)
     """
-    return Normalised(supervised_objective(",".join(map(str, name))))  # pyright: ignore[reportArgumentType]  # it checks
+    return Normalised(supervised_objective(",".join(map(str, (name, *more)))))  # pyright: ignore[reportArgumentType]  # it checks
 
 
 OBJECTIVES: dict[str, Callable[..., LabelObjective]] = {"nce": nce, "normalised": normalised}
