@@ -211,7 +211,9 @@ static void add_parts(void *arg, int64_t row) {
 int fenchel_gradients(const REAL *grad, int64_t ld_grad, const REAL *hidden, int64_t ld_hidden, const REAL *weight, int64_t ld_weight, REAL *d_hidden,
                       int64_t ld_d_hidden, REAL *d_weight, int64_t ld_d_weight, int add, int64_t n, int64_t d, int64_t v, int threads) {
     const int64_t fit = SHARED / (n * d * (int64_t)sizeof(REAL) + 1), parts = least(least(PARTS, parts_of(v, BLOCK)), fit < 1 ? 1 : fit);
-    const int64_t wide = padded(parts_of(d, PARTS / parts), NR);
+    /* features are shared out where there are more threads than parts: that changes no sum */
+    const int64_t shares = parts * parts_of(threads, parts) > PARTS ? parts_of(threads, parts) : PARTS / parts;
+    const int64_t wide = padded(parts_of(d, shares) < 4 * NR ? 4 * NR : parts_of(d, shares), NR);
     Gradients s = {grad, hidden, weight, d_hidden, d_weight, NULL, NULL, ld_grad, ld_hidden, ld_weight, ld_d_hidden, ld_d_weight, n, d, v, add, parts, wide, 0};
     s.packed = d_weight ? floats(padded(d, NR) * n) : NULL;
     s.sums = d_hidden ? floats(parts * n * d) : NULL;
