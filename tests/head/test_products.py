@@ -76,7 +76,8 @@ def test_the_number_of_threads_changes_nothing(dtype):
     finally:
         torch.set_num_threads(before)
     for one, three, forty in zip(*found, strict=True):
-        assert torch.equal(one, three) and torch.equal(one, forty)
+        assert torch.equal(one, three)
+        assert torch.equal(one, forty)
 
 
 def test_infinite_and_missing_numbers_go_where_they_belong():

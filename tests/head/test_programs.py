@@ -11,7 +11,7 @@ from torch import Tensor
 from fenchel import solve
 from fenchel.generators import Generator, generator, operator_of
 from fenchel.head import divergence_tiles, logp, programs, tiles
-from fenchel.head.emit import Unwritable
+from fenchel.head.lowered import Unwritable
 from fenchel.operators import polish
 from fenchel.vocab import LOCAL
 from tests.table import DISTINCT, over

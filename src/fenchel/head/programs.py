@@ -12,7 +12,8 @@ from ..generators import Generator, operator_of
 from ..solve import Threshold, sums, tolerance_of
 from . import native_build
 from .decompositions import DECOMPOSED
-from .emit import Program, Unwritable, emit, emit_scalar
+from .emit import Program, emit, emit_scalar
+from .lowered import Unwritable
 from .trace import COLUMNS, ROWS, numbers_of, sample_of, traced
 
 __all__ = ["handles", "program", "solver"]

@@ -21,8 +21,8 @@ from ..generators import INF, Generator, operator_of
 from ..operators import excess_of
 from ..vocab import LOCAL, Vocabulary
 from . import kernels, native, programs
-from .emit import Unwritable
 from .kernels import Rows
+from .lowered import Unwritable
 from .stages import in_stages, vocabulary_of
 from .trace import EXPM1, POWER, expm1, power, sample_of, traced
 
