@@ -55,6 +55,7 @@ PACKAGES = {
         "lightning",
         "trl",
     ),
+    "fenchel.estimators": (),
 }
 
 

@@ -34,6 +34,7 @@ LAYERS = (
     {"objectives"},
     {"teachers"},
     {"integrations"},
+    {"estimators"},
     {"study"},
     {"gallery"},
     {"bench"},
