@@ -43,6 +43,7 @@ docs: $(STAMP)
 	$(PY) docs/build_api.py
 	$(PY) docs/build_transforms.py
 	$(PY) docs/build_gallery.py
+	$(PY) docs/build_choosing.py
 
 setup: $(STAMP)
 

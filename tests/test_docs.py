@@ -101,6 +101,19 @@ def test_the_page_of_transforms_is_that_of_the_tables():
     assert (DOCS / "transforms.md").read_text(encoding="utf-8") == made, "docs/transforms.md is stale: run `make docs`"
 
 
+def test_the_page_on_choosing_is_that_of_the_results():
+    made = script("build_choosing").page()
+    assert (DOCS / "choosing.md").read_text(encoding="utf-8") == made, "docs/choosing.md is stale: run `make docs`"
+
+
+def test_a_line_on_choosing_whose_check_came_out_the_other_way_is_refused():
+    built = script("build_choosing")
+    for line, passes in ((built.HELPED[0], True), (built.DID_NOT[0], False)):
+        assert f"| {line.situation} |" in built.row(line, passes=passes)
+        with pytest.raises(ValueError, match=f"^got no check of {line.paper} that says "):
+            built.row(line, passes=not passes)
+
+
 def test_the_page_of_a_recorded_distillation_is_that_of_its_numbers():
     built = script("build_distilled")
     assert built.PAGE.exists() == built.NUMBERS.exists(), "the page and its numbers are committed together"

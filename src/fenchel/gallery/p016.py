@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fenchel.gallery.checks import Check, paired
 from fenchel.gallery.figures import by_method, dots
@@ -43,14 +43,7 @@ def run(seed: int, scale: float) -> Measurements:
     tests["opposite"] = coloured(data.x_test, y_test, 1 - AGREES)
     found = {}
     for name, (objective, decay) in METHODS.items():
-        net = mlp((x.shape[1], 64, 2), seed)
-        weights = list(net.parameters())
-
-        def loss(i: Tensor, net=net, objective=objective, decay=decay, weights=weights) -> Tensor:  # noqa: ANN001
-            value = supervised(net(x[i]), y[i], objective)
-            return value + decay * torch.stack([w.square().sum() for w in weights]).sum() if decay else value
-
-        fit(weights, loss, len(data), steps=steps, seed=seed)
+        net = learnt(x, y, objective, decay, seed, steps)
         with torch.no_grad():
             found[name] = {kind: accuracy(net(x_test), y_test) for kind, x_test in tests.items()}
             # how far the colour alone moves the margin, over how far the margin is from zero
@@ -58,6 +51,19 @@ def run(seed: int, scale: float) -> Measurements:
             margin, other = ((z := net(t))[:, 1] - z[:, 0] for t in (tests["random colour"], flipped))
             found[name]["reliance"] = float((margin - other).abs().mean() / (margin.abs() + other.abs()).mean())
     return {"methods": found}
+
+
+def learnt(x: Tensor, y: Tensor, objective: str, decay: float, seed: int, steps: int) -> nn.Sequential:
+    """A network trained with an objective and weight decay, which all weights take part in."""
+    net = mlp((x.shape[1], 64, 2), seed)
+    weights = list(net.parameters())
+
+    def loss(i: Tensor) -> Tensor:
+        value = supervised(net(x[i]), y[i], objective)
+        return value + decay * torch.stack([w.square().sum() for w in weights]).sum() if decay else value
+
+    fit(weights, loss, len(x), steps=steps, seed=seed)
+    return net
 
 
 def judge(measured: Sequence[Measurements]) -> list[Check]:

@@ -62,7 +62,7 @@ def _overview(papers: Mapping[str, Paper], results: Mapping[str, Result]) -> str
             checks, verdict = judge(paper, results[name])
             said = f"{verdict} ({sum(check.passes for check in checks)} of {len(checks)})"
         names = ", ".join(f"`{objective}`" for objective in paper.objectives)
-        entry = f"[{name}](#{_anchor(paper)})" if name in results else name
+        entry = f"[{name}](#{anchor(paper)})" if name in results else name
         rows.append(f"| {entry} | {paper.title} | {names} | {said} |")
     return "\n".join(rows) + "\n"
 
@@ -71,7 +71,8 @@ def _heading(paper: Paper) -> str:
     return f"{paper.id} {paper.title}"
 
 
-def _anchor(paper: Paper) -> str:
+def anchor(paper: Paper) -> str:
+    """Where on the page a paper is."""
     kept = "".join(c for c in _heading(paper).lower() if c.isalnum() or c in " -_")
     return kept.replace(" ", "-")
 

@@ -1,0 +1,188 @@
+"""Writes docs/choosing.md: which objective in which situation, each line with the check of the gallery that it rests on.
+
+The numbers are those of src/fenchel/gallery/results, and a line stands in the table of what helped only while its check passes: with new results that say
+otherwise this refuses to write the page, and the tests fail.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fenchel.gallery import find
+from fenchel.gallery.page import anchor, interval, number
+from fenchel.gallery.result import RESULTS, judge, load
+
+PAGE = Path(__file__).resolve().parent / "choosing.md"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A situation, the objective to take or to leave, and the statement of the check, in a paper of the gallery, that says so."""
+
+    situation: str
+    objective: str
+    paper: str
+    statement: str
+
+
+HELPED = (
+    Line(
+        "Many labels are wrong",
+        "`gce:0.7`, up to `mae`",
+        "P011",
+        "40 % of labels wrong: accuracy gain of generalised cross-entropy (tau = 1.7) over cross-entropy",
+    ),
+    Line(
+        "Which labels are wrong is to be seen",
+        "`aldr_rows`: a temperature per example",
+        "P018",
+        "40 % of labels wrong: temperature of wrong labels less that of right ones",
+    ),
+    Line(
+        "The k likeliest classes are shown, not one",
+        "`ldr` or `cross_entropy`, no symmetric loss such as `mae`",
+        "P018",
+        "minimisers of LDR: share of distributions whose k likeliest classes come first, least k of 1 to 4",
+    ),
+    Line(
+        "An input gives the label away in training and may shift later",
+        "`cross_entropy + 0.1*logit_penalty`, without weight decay",
+        "P016",
+        "random colour: accuracy gain over weight decay",
+    ),
+    Line(
+        "Inputs are attacked",
+        "`adversarial_comp_sum`",
+        "P011",
+        "accuracy under attack: gain of smooth adversarial cross-entropy over cross-entropy",
+    ),
+    Line(
+        "Inputs are attacked, and accuracy without attack counts too",
+        "`adversarial_comp_sum` instead of cross-entropy of attacked inputs",
+        "P011",
+        "accuracy without attack: gain over cross-entropy of attacked inputs",
+    ),
+    Line(
+        "The model is asked 16 times and one right answer will do (pass@16)",
+        "`coverage` with n = 16",
+        "P060",
+        "pass@16: gain of the loss with N = 16 over cross-entropy",
+    ),
+    Line(
+        "The model is asked once",
+        "`cross_entropy`, no `coverage`",
+        "P060",
+        "pass@1: gain of cross-entropy over the loss with N = 16",
+    ),
+    Line(
+        "A network distils itself, with true targets at hand",
+        "`self_distilled` with `optimal_weight`",
+        "P068",
+        "test error of a network: weight by formula less the first fit",
+    ),
+    Line(
+        "No teacher, labels alone, and soft targets are wanted",
+        "`USKD`",
+        "P071",
+        "accuracy gain of USKD over the labels alone",
+    ),
+    Line(
+        "Rewards, and a teacher that knows most answers",
+        "`kdrl`",
+        "P072",
+        "log of the answers until a reward of 0.7: KDRL less GRPO",
+    ),
+    Line(
+        "Rewards, and a teacher with flaws",
+        "`trrd`",
+        "P074",
+        "final reward: TRRD 0.9 less GRPO",
+    ),
+    Line(
+        "Layers of a deep student are distilled from layers of the teacher",
+        "`stable_kd`: blocks apart, then merged",
+        "P076",
+        "accuracy gain",
+    ),
+)
+
+DID_NOT = (
+    Line(
+        "Many labels are wrong",
+        "`aldr_rows` over `ldr`",
+        "P018",
+        "40 % of labels wrong: accuracy gain of ALDR over LDR",
+    ),
+    Line(
+        "Inputs are attacked",
+        "`adversarial_comp_sum` over cross-entropy of attacked inputs",
+        "P011",
+        "accuracy under attack: gain over cross-entropy of attacked inputs",
+    ),
+    Line(
+        "The model is asked 4 times (pass@4)",
+        "`coverage` with n = 4 over `cross_entropy`",
+        "P060",
+        "pass@4: gain of the loss with N = 4 over cross-entropy",
+    ),
+    Line(
+        "A teacher and a smaller student, digits",
+        "`pld` over `kl` with a temperature",
+        "P065",
+        "accuracy gain over KL distillation",
+    ),
+    Line(
+        "A teacher and a smaller student, digits",
+        "`SinKD` over `kl`",
+        "P075",
+        "accuracy gain of both together over KL",
+    ),
+)
+
+_HEAD = """\
+# Choosing an objective
+
+From a situation to an objective. Every line rests on one check of [the gallery](gallery.md): the number is its estimate, with the 95 % interval over
+seeds, and the link leads to the experiment. They are small experiments, on scikit-learn's digits for the most part: a line says where to begin, and
+`fenchel compare` and `fenchel distill` say what holds on your data. This page is made of the recorded results (`python docs/build_choosing.py`), and a
+line whose check no longer says so fails the tests.
+
+Without any of these situations, take cross-entropy (`kl`); with a large vocabulary take its fused head, or that of a sparse generator such as `alpha:1.5`
+([benchmarks](benchmarks.md)).
+"""
+
+
+def page() -> str:
+    """The text of the page.
+
+    Raises:
+        ValueError: a line whose check is not in the results, or came out the other way.
+    """
+    parts = [_HEAD, "## What helped\n", table(HELPED, passes=True), "## What did not show\n"]
+    parts.append("A claim of a paper that these experiments did not bear out. It may well hold at the paper's scale.\n")
+    return "\n".join([*parts, table(DID_NOT, passes=False)])
+
+
+def table(lines: tuple[Line, ...], *, passes: bool) -> str:
+    """The lines as a table, each with its number."""
+    rows = ["| Situation | Objective | What was measured | Estimate | 95 % interval | |", "|---|---|---|---|---|---|"]
+    rows += [row(line, passes=passes) for line in lines]
+    return "\n".join(rows) + "\n"
+
+
+def row(line: Line, *, passes: bool) -> str:
+    """One line with the estimate of its check."""
+    paper = find(line.paper)
+    results = load(RESULTS, [paper.id])
+    checks = judge(paper, results[paper.id])[0] if paper.id in results else []
+    check = next((check for check in checks if check.statement == line.statement), None)
+    if check is None or check.passes is not passes:
+        raise ValueError(
+            f"got no check of {line.paper} that says {line.statement!r} and {'passes' if passes else 'fails'}: change the line in docs/build_choosing.py"
+        )
+    link = f"[{paper.id}](gallery.md#{anchor(paper)})"
+    return f"| {line.situation} | {line.objective} | {check.statement} | {number(check.estimate)} | {interval(check)} | {link} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.name}")
