@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader
 
 import fenchel
 from fenchel.integrations.lightning import FenchelModule
-from fenchel.objectives.distillation import distillation
+from fenchel.integrations.losses import LabelLoss
+from fenchel.objectives.distillation import DKD, distillation
+from fenchel.objectives.supervised import CompSum
 
 from .models import model, padded
 from .steps import LENGTHS, assert_same, gradients, rows
@@ -74,3 +76,11 @@ def test_what_would_be_ignored_is_refused() -> None:
         FenchelModule(model(), "tv", sgd)
     with pytest.raises(ValueError, match="vocabulary of 128, the student's has 90"):
         FenchelModule(model(), "kl", sgd, teacher=model(seed=7, vocab_size=128))
+
+
+def test_objectives_of_labels_and_of_teachers_are_told_apart() -> None:
+    assert FenchelModule(model(), CompSum(1.5), sgd).token_loss == LabelLoss(CompSum(1.5))
+    with pytest.raises(ValueError, match="objective: got CompSum with a teacher; pass one of distillation"):
+        FenchelModule(model(), CompSum(1.5), sgd, teacher=model())
+    with pytest.raises(ValueError, match="objective: got DKD without a teacher; pass one, or a supervised objective"):
+        FenchelModule(model(), DKD(), sgd)

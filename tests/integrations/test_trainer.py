@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 import fenchel
-from fenchel.integrations.hooks import head_of
+from fenchel.integrations.hooks import Head, NextStates, head_of
+from fenchel.integrations.losses import LabelLoss
 from fenchel.integrations.trainer import FenchelTrainer
+from fenchel.objectives.supervised import CompSum
 
 from .models import HEADS, model, padded
 from .steps import LENGTHS, arguments, assert_same, flattened, gradients, rows, step
@@ -24,10 +26,10 @@ def gradient(directory: Path, batch: dict[str, Tensor], *, net: Any = None, obje
 def dense_gradient(batch: dict[str, Tensor], objective: str = "alpha:1.5", net: Any = None, **more: Any):
     net = model(spread=20.0) if net is None else net
     logits = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    return gradients(net, fenchel.fenchel_young(logits, batch["labels"][:, 1:], objective, **more))
+    return gradients(net, fenchel.supervised(logits, batch["labels"][:, 1:], objective, **more))
 
 
-@pytest.mark.parametrize("objective", ["kl", "alpha:1.5"])
+@pytest.mark.parametrize("objective", ["kl", "alpha:1.5", "gce:0.7"])
 def test_a_step_is_that_of_the_dense_loss(tmp_path: Path, objective: str) -> None:
     batch = padded(LENGTHS)
     moved, loss = gradient(tmp_path, batch, objective=objective)
@@ -167,3 +169,15 @@ def test_what_would_be_ignored_is_refused(
         args._n_gpu = set_up["n_gpu"]
     with pytest.raises(ValueError, match=message):
         FenchelTrainer(model(), args, **made)
+
+
+@pytest.mark.parametrize("objective", ["gce:0.7", "nce + 0.5*rce", CompSum(1.5)])
+def test_a_label_loss_is_any_supervised_objective(objective: Any) -> None:
+    states = NextStates(torch.randn(5, 4), torch.tensor([1, 2, -100, 0, 6]))
+    weight, bias = torch.randn(7, 4), torch.randn(7)
+    got = LabelLoss(objective, 0.1)(states, Head(weight, bias), {})
+    logits = states.hidden @ weight.T + bias
+    want = fenchel.supervised(logits, states.target, objective, label_smoothing=0.1, reduction="sum")
+    torch.testing.assert_close(got, want)
+    with pytest.raises(ValueError, match="label_smoothing: got 0.1, but Margin takes no probabilities"):
+        LabelLoss("margin", 0.1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..generators import Generator
 from ..objectives.distillation import RowObjective
+from ..objectives.supervised import LabelObjective
 from .distillation import LiveTeacher, TeacherLoss, check_pair
 from .hooks import IGNORED, check_head
 from .losses import LabelLoss, TokenLoss, batch_loss
@@ -18,7 +19,7 @@ Optimizers = Callable[[Iterable[nn.Parameter]], Any]
 
 
 class FenchelModule(lightning.LightningModule):
-    """A causal language model with an objective: a Fenchel-Young loss of labels, or one of distillation from a teacher.
+    """A causal language model with an objective: a supervised one of labels, or one of distillation from a teacher.
 
     Batches are as transformers' collators make them: "input_ids" and "labels" [B, T] (-100: not learnt), padded or not.
     The loss of a batch is a mean over its tokens; Lightning averages accumulated batches, and devices, each with the same
@@ -26,7 +27,7 @@ class FenchelModule(lightning.LightningModule):
 
     Args:
         model: a transformers causal language model; `module.model.save_pretrained` writes it.
-        objective: without a teacher a generator's name (`FenchelTrainer`), with one as `TeacherLoss`.
+        objective: without a teacher a supervised one (`FenchelTrainer`), with one as `TeacherLoss`.
         optimizer: makes the optimizer, or what else `configure_optimizers` may return, from the parameters.
         teacher: a model, or a `Teacher`. A model, also that of a `LiveTeacher`, is moved to the student's device, stays in evaluation mode, and is no part
             of the module: checkpoints do not hold it.
@@ -49,7 +50,7 @@ class FenchelModule(lightning.LightningModule):
     def __init__(
         self,
         model: Any,
-        objective: str | Generator | RowObjective,
+        objective: str | Generator | RowObjective | LabelObjective,
         optimizer: Optimizers,
         *,
         teacher: Any = None,
@@ -64,11 +65,15 @@ class FenchelModule(lightning.LightningModule):
         if teacher is None:
             if vocabulary is not None or hard_weight != 0:
                 raise ValueError("vocabulary, hard_weight: got one without a teacher; pass one, or leave them out")
-            if not isinstance(objective, (str, Generator)):
+            if not isinstance(objective, (str, Generator, LabelObjective)):
                 raise ValueError(
-                    f"objective: got {type(objective).__name__} without a teacher; pass one, or a generator"
+                    f"objective: got {type(objective).__name__} without a teacher; pass one, or a supervised objective"
                 )
             self.token_loss: TokenLoss = LabelLoss(objective)
+        elif not isinstance(objective, (str, Generator, RowObjective)):
+            raise ValueError(
+                f"objective: got {type(objective).__name__} with a teacher; pass one of distillation, or leave the teacher out"
+            )
         else:
             self.token_loss = TeacherLoss(source, objective, vocabulary, hard_weight)
         self.model, self.optimizer = model, optimizer

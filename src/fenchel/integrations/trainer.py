@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer with any Fenchel-Young objective, through hidden states and the fused head."""
+"""Hugging Face's Trainer with any supervised objective, through hidden states and the fused head."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from ..generators import Generator
+from ..objectives.supervised import LabelObjective
 from .hooks import check_head
 from .losses import LabelLoss, TokenLoss, batch_loss
 
@@ -92,16 +93,16 @@ def devices(trainer: Trainer) -> int:
 
 
 class FenchelTrainer(HeadTrainer):
-    """Trainer that minimises the Fenchel-Young loss of any generator over next tokens, without logits.
+    """Trainer that minimises any supervised objective over next tokens, without logits.
 
     Takes what `transformers.Trainer` takes, and
-        objective: a name or a Generator: "kl" is cross-entropy, "alpha:1.5" the entmax loss, ... Probabilities of the
-            trained model are `fenchel.softargmax(logits, objective)`.
+        objective: as `LabelLoss`: "kl" is cross-entropy, "alpha:1.5" the entmax loss, "gce:0.7", ... Probabilities of a
+            model trained with a generator are `fenchel.softargmax(logits, objective)`.
 
     `label_smoothing_factor` of the arguments is honoured.
 
     Raises:
-        ValueError: as `HeadTrainer`, and a generator without a loss.
+        ValueError: as `HeadTrainer`; an unknown name, a generator without a loss.
 
     Example:
         >>> import torch
@@ -116,7 +117,12 @@ class FenchelTrainer(HeadTrainer):
     """
 
     def __init__(
-        self, model: Any, args: TrainingArguments | None = None, *, objective: str | Generator = "kl", **kwargs: Any
+        self,
+        model: Any,
+        args: TrainingArguments | None = None,
+        *,
+        objective: str | Generator | LabelObjective = "kl",
+        **kwargs: Any,
     ):
         smoothing = 0.0 if args is None else float(args.label_smoothing_factor)
         super().__init__(model, args, token_loss=LabelLoss(objective, smoothing), **kwargs)
