@@ -1,5 +1,6 @@
-"""The command line: compare, distill, list, show, bench. Commands import what they need, so that --help is quick."""
+"""The command line: compare, train, distill, list, show, bench. Commands import what they need, so that --help is quick."""
 
+import os
 import shlex
 import sys
 import warnings
@@ -106,6 +107,64 @@ def compare(
         path = compare(request, out, report_to=report_to, console=console, command=command)
         console.print(report.table(out))
         console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def train(
+    objective: Annotated[
+        str, typer.Option(help="Any supervised objective: alpha:1.5, gce:0.7, cross_entropy + 1e-4*log_partition, ...")
+    ] = "kl",
+    data: Annotated[
+        str | None, typer.Option(help="As for compare; without it, the Python standard library's source.")
+    ] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of the rows of --data that holds the text.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint directory, config.json, or a preset: nano, small, medium, large, huge."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Sequences per batch, of each process.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Batches per step.")] = 1,
+    context: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at the end of the warm-up; a cosine follows.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of warm-up; a tenth where not given.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(help="For objectives that take probabilities.")] = 0.0,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; an eighth of all where not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and the order of the batches.")] = 0,
+    out: Annotated[Path, typer.Option(help="Directory of the checkpoints and the model.")] = Path("fenchel-model"),
+    report_to: Annotated[str, typer.Option(help="Where Trainer also reports: tensorboard, wandb, ...")] = "none",
+) -> None:
+    """Train a causal language model with any objective; transformers opens what comes out.
+
+    The same command continues a training that was interrupted. Runs under torchrun and accelerate launch too.
+    """
+    with one_line_errors():
+        warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
+        from fenchel.study import single
+
+        request = single.TrainRequest(
+            objective=objective,
+            data=data,
+            text_field=text_field,
+            model=model,
+            steps=steps,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            context=context,
+            lr=lr,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            label_smoothing=label_smoothing,
+            save_every=save_every,
+            seed=seed,
+        )
+        console, command = Console(), shlex.join(["fenchel", *sys.argv[1:]])
+        path = single.train(request, out, report_to=report_to, console=console, command=command)
+        if os.environ.get("RANK", "0") == "0":
+            console.print(f"model: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
