@@ -85,9 +85,8 @@ def trained(
     return net.requires_grad_(False)
 
 
-def recall(logits: Tensor, target: Tensor) -> Tensor:
+def recall(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
     """The share of each class's rows that are recognised [V]; 0 for a class without rows."""
-    hit = (logits.argmax(-1) == target).double()
-    v = logits.shape[-1]
-    sums = torch.zeros(v, dtype=torch.float64).index_add_(0, target, hit)
-    return sums / target.bincount(minlength=v).clamp_min(1)
+    hit = (prediction == target).double()
+    sums = torch.zeros(classes, dtype=torch.float64).index_add_(0, target, hit)
+    return sums / target.bincount(minlength=classes).clamp_min(1)

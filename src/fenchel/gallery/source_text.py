@@ -1,0 +1,98 @@
+"""Tokens of the standard library's source, and a language model that sees four of them: small enough to train in a second."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sysconfig
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fenchel.gallery.students import fit
+from fenchel.objectives.supervised import supervised
+from fenchel.study.corpus import Document, split, standard_library
+
+WINDOW = 4
+TOKEN = re.compile(r"\w+|[^\w\s]|\n *")
+PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "multiprocessing")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of tokens [n, 4] and the token that follows each [n], numbers in [0, V)."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        """How many windows there are."""
+        return len(self.x)
+
+
+@functools.cache
+def source_text(vocabulary: int, packages: tuple[str, ...] = PACKAGES) -> tuple[Windows, Windows]:
+    """Training and held-out windows of packages of the standard library; held out are whole files, as in `fenchel compare`.
+
+    A token is a word, a mark, or the end of a line with the indentation of the next. Tokens are numbered by their frequency in PACKAGES; 0 stands for
+    whatever is not among the V - 1 most frequent.
+
+    Example:
+        >>> train, heldout = source_text(200, ("json",))
+        >>> train.x.shape[1], int(train.y.max()) < 200, len(heldout) > 100
+        (4, True, True)
+    """
+    counts = Counter(token for name in PACKAGES for document in _documents(name) for token in _tokens(document))
+    number = {token: k for k, (token, _) in enumerate(counts.most_common(vocabulary - 1), 1)}
+    sides: tuple[list[int], list[int]] = ([], [])
+    for name in packages:
+        for ids, part in zip(sides, split(_documents(name)), strict=True):
+            ids += [number.get(token, 0) for document in part for token in _tokens(document)]
+    windows = [torch.tensor(ids).unfold(0, WINDOW + 1, 1) for ids in sides]
+    train, heldout = (Windows(w[:, :-1].contiguous(), w[:, -1].contiguous()) for w in windows)
+    return train, heldout
+
+
+@functools.cache
+def _documents(package: str) -> tuple[Document, ...]:
+    return tuple(standard_library(Path(sysconfig.get_paths()["stdlib"]) / package))
+
+
+def _tokens(document: Document) -> list[str]:
+    return TOKEN.findall(document.text)
+
+
+def language_model(vocabulary: int, seed: int, *, width: int = 32, hidden: int = 64) -> nn.Sequential:
+    """Embeddings of the window's tokens side by side, one hidden layer, an output embedding.
+
+    Example:
+        >>> language_model(50, seed=0)(torch.zeros(3, 4, dtype=torch.long)).shape
+        torch.Size([3, 50])
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Embedding(vocabulary, width),
+            nn.Flatten(),
+            nn.Linear(WINDOW * width, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, vocabulary),
+        )
+
+
+def sampled(windows: Windows, count: int, seed: int) -> Windows:
+    """`count` windows drawn without replacement, all of them where there are fewer."""
+    chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:count]
+    return Windows(windows.x[chosen], windows.y[chosen])
+
+
+def fine_tune(net: nn.Sequential, text: Windows, objective: str, steps: int, seed: int, *, lr: float) -> None:
+    """Trains a language model on windows with any supervised objective."""
+
+    def loss(i: Tensor) -> Tensor:
+        return supervised(net(text.x[i]), text.y[i], objective)
+
+    fit(net.parameters(), loss, len(text), steps=steps, seed=seed, lr=lr, batch=128)
