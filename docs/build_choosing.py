@@ -27,7 +27,7 @@ class Line:
 HELPED = (
     Line(
         "Many labels are wrong",
-        "`gce:0.7`, up to `mae`",
+        "`gce:0.7`",
         "P011",
         "40 % of labels wrong: accuracy gain of generalised cross-entropy (tau = 1.7) over cross-entropy",
     ),
@@ -39,7 +39,7 @@ HELPED = (
     ),
     Line(
         "The k likeliest classes are shown, not one",
-        "`ldr` or `cross_entropy`, no symmetric loss such as `mae`",
+        "`ldr`, no symmetric loss such as `mae`",
         "P018",
         "minimisers of LDR: share of distributions whose k likeliest classes come first, least k of 1 to 4",
     ),
