@@ -86,6 +86,36 @@ HELPED = (
         "accuracy without attack: gain over cross-entropy of attacked inputs",
     ),
     Line(
+        "Few and imbalanced examples, and probabilities have to be right",
+        "`odd_k_out_rows`: cross-entropy of sets",
+        "P021",
+        "calibration error less that of cross-entropy with classes alike",
+    ),
+    Line(
+        "Few, partly mislabelled examples, and a trained model to refer to",
+        "`dro` of `excess_losses`",
+        "P042",
+        "accuracy gain over the mean at 400 samples",
+    ),
+    Line(
+        "No loss may be large, on unseen examples too",
+        "`FeasibleLearning` with slack",
+        "P034",
+        "mean of the worst tenth on unseen samples, resilient less ERM",
+    ),
+    Line(
+        "A robust risk (CVaR, extremile) to its minimum, a sample at a time",
+        "`Prospect`",
+        "P028",
+        "decades of suboptimality at the end, Prospect less SGD",
+    ),
+    Line(
+        "Environments differ in a feature that copies the target",
+        "`conditioned_penalty`, or `irm_penalty`",
+        "P020",
+        "error with the copy reversed, conditioned less none",
+    ),
+    Line(
         "The model is asked 16 times and one right answer will do (pass@16)",
         "`coverage` with n = 16",
         "P060",
@@ -171,6 +201,24 @@ DID_NOT = (
         "`adversarial_comp_sum` over cross-entropy of attacked inputs",
         "P011",
         "accuracy under attack: gain over cross-entropy of attacked inputs",
+    ),
+    Line(
+        "Only the shares of classes in bags of 16 are known",
+        "`proportion_losses` over matching the shares",
+        "P013",
+        "accuracy from bags of 16 less that of matching the shares",
+    ),
+    Line(
+        "A linear program is decided by predicted costs, and its true costs are known",
+        "`optimality_margin` over least squares",
+        "P039",
+        "relative regret from 300 programs, less that of least squares",
+    ),
+    Line(
+        "One threshold of similarity for classes not seen in training",
+        "`TCM` over none",
+        "P024",
+        "OPIS on unseen classes times 1000, less that without TCM",
     ),
     Line(
         "The model is asked 4 times (pass@4)",

@@ -83,13 +83,15 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
 
 def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     """Consistency over thresholds, and accuracy."""
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     deviation = {name: column(measured, "methods", name, "utility") for name in METHODS}
-    lines(left, THRESHOLDS.tolist(), deviation, labels=("threshold", "deviation over classes"))
-    for axes, key, label, percent in ((middle, "opis", "OPIS x 1000", False), (right, "recall", "recall at 1", True)):
-        dots(axes, {name: column(measured, "methods", name, key) for name in METHODS}, label=label, percent=percent)
-    right.set_yticks([])
-    middle.set_yticks([0, 1], ["without", "TCM"])
+    lines(left, THRESHOLDS.tolist(), deviation, labels=("threshold", "deviation of utility over classes"))
+    dots(
+        right,
+        {name: column(measured, "methods", name, "recall") for name in METHODS},
+        label="recall at 1",
+        percent=True,
+    )
 
 
 PAPER = Paper(

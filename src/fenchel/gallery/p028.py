@@ -115,7 +115,12 @@ def judge(measured: Sequence[Measurements]) -> list[Check]:
     third = len(ours[0]) // 3
     return [
         mean("decades of suboptimality at the end, Prospect", [c[-1] for c in ours], less_than=-6.0),
-        paired("the same, less that of SGD", [c[-1] for c in ours], [c[-1] for c in sgd], less_than=-2.0),
+        paired(
+            "decades of suboptimality at the end, Prospect less SGD",
+            [c[-1] for c in ours],
+            [c[-1] for c in sgd],
+            less_than=-2.0,
+        ),
         mean("decades gained in the last third", [c[-1 - third] - c[-1] for c in ours], more_than=0.5),
         mean(
             "log of the epochs until the best value that SGD ever has, over all epochs",
