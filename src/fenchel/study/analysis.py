@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fenchel.study import stats
-from fenchel.study.definitions import METRICS
+from fenchel.study.definitions import METRICS, Metric
 from fenchel.study.plots import Series, band
 from fenchel.study.record import NothingFinished, Run, Study
 
@@ -28,7 +28,7 @@ class Analysis:
         return self.study.objectives.index(objective)
 
 
-def analyse(study: Study) -> Analysis:
+def analyse(study: Study, metrics: Sequence[Metric] = METRICS) -> Analysis:
     """Compares every objective with the baseline in every metric.
 
     Raises:
@@ -40,7 +40,7 @@ def analyse(study: Study) -> Analysis:
         raise NothingFinished(
             f"got a study with none of its {total} runs finished: run the same command again to go on"
         )
-    cells = {m.key: {c.objective: c for c in stats.compare(m, finals, study.baseline)} for m in METRICS}
+    cells = {m.key: {c.objective: c for c in stats.compare(m, finals, study.baseline)} for m in metrics}
     return Analysis(study, cells)
 
 

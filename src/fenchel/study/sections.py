@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fenchel.study import plots, words
@@ -63,11 +64,11 @@ def opening(analysis: Analysis) -> Raw:
     return join(*parts)
 
 
-def results(analysis: Analysis) -> Raw:
-    """The table: metric by objective, with differences, intervals and verdicts."""
+def results(analysis: Analysis, metrics: Sequence[Metric] = METRICS, intervals: str | None = None) -> Raw:
+    """The table: metric by objective, with differences, intervals, what these cover, and verdicts."""
     head = el("tr", el("th", "metric", scope="col"), *(_column(analysis, name) for name in analysis.objectives))
     rows = []
-    for metric in METRICS:
+    for metric in metrics:
         cells = analysis.cells[metric.key]
         if all(math.isnan(c.value) for c in cells.values()):
             continue
@@ -79,7 +80,7 @@ def results(analysis: Analysis) -> Raw:
     return join(
         el("h2", "Results"),
         el("div", table, class_="scroll", tabindex="0", role="region", aria_label="Results"),
-        el("p", words.intervals(analysis.cells), class_="note"),
+        el("p", words.intervals(analysis.cells) if intervals is None else intervals, class_="note"),
         el("p", "Underlined: the best mean of the row. Means are over finished seeds.", class_="note"),
     )
 
@@ -107,12 +108,13 @@ def _cell(comparison: Comparison, best: float | None) -> Raw:
     return el("td", value, " ", chip, el("span", words.interval_text(comparison), class_="delta"))
 
 
-def differences(analysis: Analysis) -> Raw | None:
-    """The intervals of four metrics as a picture."""
+def differences(analysis: Analysis, shown: Sequence[str] = SHOWN_DIFFERENCES) -> Raw | None:
+    """The intervals of some metrics as a picture."""
     panels = []
-    for key in SHOWN_DIFFERENCES:
-        metric, rows = words.METRIC[key], []
-        for objective, c in analysis.cells[key].items():
+    for key in shown:
+        cells, rows = analysis.cells[key], []
+        metric = next(iter(cells.values())).metric
+        for objective, c in cells.items():
             if c.interval is None or not math.isfinite(c.interval.low + c.interval.high):
                 continue
             ends = (c.interval.difference, c.interval.low, c.interval.high)
@@ -277,15 +279,20 @@ def provenance(analysis: Analysis) -> Raw:
     hashes = []
     for name, finals in analysis.study.finals().items():
         for seed, final in finals.items():
+            if "init_hash" not in final:
+                continue
             data = f"initial weights {final.get('init_hash')}, data order {final.get('data_hash')}"
             hashes.append(el("tr", el("td", f"{name} seed {seed}"), el("td", data)))
-    runs = el(
-        "details", el("summary", "Hashes of initial weights and data order"), el("table", *hashes, class_="facts")
+    runs = (
+        el("details", el("summary", "Hashes of initial weights and data order"), el("table", *hashes, class_="facts"))
+        if hashes
+        else None
     )
+    size = f"Preset {info['preset']}, record" if info.get("preset") else "Record"
     return join(
         el("h2", "How to reproduce"),
         how,
-        el("p", f"Preset {info.get('preset')}, record of {info.get('created')}.", class_="note"),
+        el("p", f"{size} of {info.get('created')}.", class_="note"),
         runs,
         el("h2", "Configuration and machine"),
         *tables,
