@@ -128,8 +128,14 @@ def test_stablemax_and_its_kin_predict_with_what_their_loss_is_the_log_of():
 def test_a_sum_predicts_with_the_operator_of_its_terms():
     z = torch.randn(3, 4)
     torch.testing.assert_close(
-        predictions(z, "2*alpha:1.5 + 0.1*logit_penalty"), fenchel.softargmax(z, "alpha:1.5"), rtol=0, atol=0
+        predictions(z, "2*fenchel_young:alpha:1.5 + 0.1*logit_penalty"),
+        fenchel.softargmax(z, "alpha:1.5"),
+        rtol=0,
+        atol=0,
     )
+    # before a generator's name, a factor is part of the generator
+    scaled = fenchel.softargmax(z, "alpha:1.5", temperature=2.0)
+    torch.testing.assert_close(predictions(z, "2*alpha:1.5 + 0.1*logit_penalty"), scaled)
     torch.testing.assert_close(predictions(z, "kl + mae"), z.softmax(-1))
     with pytest.raises(ValueError, match=r"predict with softargmax of alpha:1.5 and softargmax of kl"):
         FenchelClassifier("alpha:1.5 + mae").fit(*IRIS)
