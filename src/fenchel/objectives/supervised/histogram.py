@@ -59,7 +59,7 @@ def hl_gauss(numbers: Tensor, edges: Tensor, *, ratio: float) -> Tensor:
     Example:
         >>> p = hl_gauss(torch.tensor([0.5]), torch.linspace(0, 1, 6), ratio=0.75)
         >>> p, binned_mean(p, torch.linspace(0, 1, 6))
-        (tensor([[0.0223, 0.2279, 0.4996, 0.2279, 0.0223]]), tensor([0.5000]))
+        (tensor([[0.0223, 0.2299, 0.4954, 0.2299, 0.0223]]), tensor([0.5000]))
 
     Source: Farebrother et al., arXiv 2403.03950.
     """

@@ -54,6 +54,7 @@ def kl_dro(logits: Tensor, target: Tensor, tau: Tensor, rho: float) -> Tensor:
         rho: >= 0.
 
     Example:
+        >>> import torch
         >>> z, y = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
         >>> tau = torch.tensor([1.0], requires_grad=True)
         >>> kl_dro(z, y, tau, rho=0.3).shape
