@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from . import native_build
+from .programs import REALS
 
 __all__ = ["gradients", "handles", "logits"]
 
-_REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}
 _SOURCE = """
 #define REAL {0}
 #define INTEGER {1}
@@ -47,7 +47,7 @@ def handles(n: int, *tensors: Tensor) -> bool:
     if wanted not in ("", "native", "torch"):
         raise ValueError(f"got FENCHEL_PRODUCTS={wanted!r}; set it to native or torch")
     first = tensors[0]
-    if wanted == "torch" or first.device.type != "cpu" or first.dtype not in _REALS:
+    if wanted == "torch" or first.device.type != "cpu" or first.dtype not in REALS:
         return False
     if not all(x.dtype == first.dtype and x.device == first.device and _rows(x) for x in tensors):
         return False
@@ -66,7 +66,7 @@ def _rows(x: Tensor) -> bool:
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     if native_build.library() is None:  # it says why
         return None
-    library = native_build.load(_SOURCE.format(*_REALS[dtype]).encode(), "product")
+    library = native_build.load(_SOURCE.format(*REALS[dtype]).encode(), "product")
     matrix, size = [ctypes.c_void_p, ctypes.c_int64], [ctypes.c_int64] * 3 + [ctypes.c_int]
     library.fenchel_logits.argtypes = [*matrix * 3, *size]
     library.fenchel_gradients.argtypes = [*matrix * 5, ctypes.c_int, *size]

@@ -16,9 +16,10 @@ from .emit import Program, emit, emit_scalar
 from .lowered import Unwritable
 from .trace import COLUMNS, ROWS, numbers_of, sample_of, traced
 
-__all__ = ["handles", "program", "solver"]
+__all__ = ["REALS", "handles", "program", "solver"]
 
-_REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}
+# the dtypes that there is C for, and its names of an entry and of an integer as wide
+REALS = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}
 # what tells a row program's source apart from another's is its text: it is the key of the build
 _HEAD = '#define REAL {0}\n#define INTEGER {1}\n#include "vector.h"\n{2}\n#include "rows.h"\n'
 _RUN = """
@@ -34,7 +35,7 @@ def handles(*args: Tensor) -> bool:
     first = args[0]
     return (
         all(x.device.type == "cpu" and x.dtype == first.dtype for x in args)
-        and first.dtype in _REALS
+        and first.dtype in REALS
         and min(first.shape) > 1
         and native_build.library() is not None
     )
@@ -55,7 +56,7 @@ def program(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[..., A
 
 
 def _head(dtype: torch.dtype, code: str) -> str:
-    return _HEAD.format(*_REALS[dtype], code)
+    return _HEAD.format(*REALS[dtype], code)
 
 
 def _built(code: str, name: str) -> ctypes.CDLL:

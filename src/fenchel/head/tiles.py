@@ -156,11 +156,6 @@ def _solver(d: Tensor, q: Tensor, g: Generator) -> Callable[[Tensor, Tensor], so
         return None
 
 
-def solved_relative(r: Tensor, q: Tensor, g: Generator, entries: int, vocab: Vocabulary = LOCAL) -> solve.Threshold:
-    """`solved` for logits less their row's best [n, V]."""
-    return solved(-r.to(q.dtype), q, g, entries, vocab)
-
-
 def compact(d: Tensor, q: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
     """`solve.compacted` by the row kernels."""
     rows = kernels.above(-d, -window.squeeze(1))

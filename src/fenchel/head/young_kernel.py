@@ -32,7 +32,6 @@ from .tiles import (
     positive,
     probability,
     solved,
-    solved_relative,
     tile_function,
     value,
 )
@@ -122,7 +121,7 @@ class YoungKernel:
             inside = inside.with_vals(inside.vals - best.squeeze(1)[inside.row_index()])
             r = packed(inside, inside.vals, -INF)
             q = self.q if self.q.dim() == 0 else packed(inside, measure_of(self.q, inside), 1.0)
-            found = solved_relative(r, q, self.g, r.numel(), self.vocab)
+            found = solved(-r.to(q.dtype), q, self.g, r.numel(), self.vocab)
             parts.append(self._entries(inside, found, None if c is None else c[b]))
         return self._gathered(gaps, parts, y, c)
 
@@ -131,7 +130,7 @@ class YoungKernel:
         blocks, found = self._blocks(z), []
         for b in blocks:
             z[b] -= self.vocab.amax(z[b])
-            found.append(solved_relative(z[b], self.q, self.g, self.entries, self.vocab))
+            found.append(solved(-z[b].to(self.q.dtype), self.q, self.g, self.entries, self.vocab))
         if self._is_dense(z, torch.cat([t.support for t in found])):
             parts = [
                 self._distances(z[b].neg_(), t, y[b], None if c is None else c[b])

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
+from ..generators import generator_names
+
 __all__ = ["Words", "made", "makers", "remembered", "words"]
 
 Made = TypeVar("Made")
@@ -38,6 +40,17 @@ class Words:
     def by_position(self) -> tuple[Any, ...]:
         """The parameters by position."""
         return tuple(_value(w) for w in self.plain)
+
+    def generator(self, name: str, known: Callable[[], tuple[str, ...]]) -> str:
+        """The generator's name that these begin with: "js:0.3", "2*kl".
+
+        Raises:
+            ValueError: there is none. name, and the names that are known, are for the message.
+        """
+        family = self.head.partition("*")[2] or self.head
+        if len(self.plain) > 1 or family not in {each.partition(":")[0] for each in generator_names()}:
+            raise ValueError(f"objective: got {name!r}; known: {', '.join(known())}")
+        return ":".join([self.head, *self.plain])
 
 
 def words(name: str) -> Words:

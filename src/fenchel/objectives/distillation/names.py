@@ -68,10 +68,8 @@ def _parse(name: str) -> RowObjective:
     make = makers(_FOLDER).get(said.head)
     if make is not None:
         return made(name, make, said.by_position, said.by_name)
-    family = said.head.partition("*")[2] or said.head
-    if len(said.plain) > 1 or family not in {known.partition(":")[0] for known in generator_names()}:
-        raise ValueError(f"objective: got {name!r}; known: {', '.join(distillation_names())}")
-    return Mixture((made(name, Term, (":".join([said.head, *said.plain]),), said.by_name),))
+    generator = said.generator(name, distillation_names)
+    return Mixture((made(name, Term, (generator,), said.by_name),))
 
 
 _named = remembered(_read)

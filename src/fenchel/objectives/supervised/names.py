@@ -80,10 +80,8 @@ def _parse(name: str) -> LabelObjective:
     make = makers(_FOLDER).get(said.head)
     if make is not None:
         return made(name, make, said.by_position, said.by_name)
-    family = said.head.partition("*")[2] or said.head
-    if len(said.plain) > 1 or family not in {known.partition(":")[0] for known in generator_names()}:
-        raise ValueError(f"objective: got {name!r}; known: {', '.join(supervised_names())}")
-    return made(name, FenchelYoung, (":".join([said.head, *said.plain]),), said.by_name)
+    generator = said.generator(name, supervised_names)
+    return made(name, FenchelYoung, (generator,), said.by_name)
 
 
 _named = remembered(_read)
