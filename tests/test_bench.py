@@ -68,6 +68,8 @@ def test_every_generator_is_measured_in_every_way_that_it_has():
         families = {path.family for path in PATHS if path.generator == name and path.kind != "peer"}
         assert families >= {"pair", "pair-each", "divergence"}
         assert ("young" in families) == ("softargmax" in families) == generators.has_loss(name)
+    labelled = {path.key.partition(":")[2] for path in PATHS if path.family == "supervised"}
+    assert labelled == set(fenchel.supervised_names()) - set(fenchel.generator_names())
     assert [path_of(path.key).label for path in PATHS] == [path.label for path in PATHS]
     assert path_of("pair:alpha:1.7").generator == "alpha:1.7"
 
@@ -321,12 +323,13 @@ def test_ratios_are_taken_within_a_turn():
         ("pair:le_cam", 1.0, None, 6.0),
         ("pair-each:kl", 1.0, None, 6.8),
         ("logp", 1.0, None, 5.4),
+        ("supervised:gce:0.7", 1.0, Bar(1.3, "kl"), None),
     ],
 )
 def test_bars(key, support, first, limit):
     facts = FACTS | {"support": {"alpha:1.5": support, "alpha:2": support}}
     found = bars(key, path_of(key).family, facts)
-    assert found == [*([] if first is None else [first]), Bar(limit, "product")]
+    assert found == [*([] if first is None else [first]), *([] if limit is None else [Bar(limit, "product")])]
     assert bars(key, path_of(key).family, facts | {"v": 1000}) == []
 
 

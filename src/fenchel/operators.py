@@ -265,22 +265,24 @@ def excess_of(
         live: the entries to count, with u > 0 there (None: all; needed where f(0) is infinite).
     """
     if g.f0 < INF:
-        return excess_at(vocab.sum(gains(d, u, live, q, None, g)), None, top, None, g).squeeze(-1)
+        return excess_at(vocab.sum(gains(d, u, live, top, q, None, g)), None, top, None, g).squeeze(-1)
     assert live is not None
     flat = 1 / vocab.sum(torch.where(live, q, 0.0))
     p = torch.where(live, q * torch.where(live, u, 1.0), 0.0)
-    mass, gain = vocab.sums(p, gains(d, u, live, q, flat, g))
+    mass, gain = vocab.sums(p, gains(d, u, live, top, q, flat, g))
     return excess_at(gain, mass, top, flat, g).squeeze(-1)
 
 
-def gains(d: Tensor, u: Tensor, live: Tensor | None, q: Tensor, flat: Tensor | None, g: Generator) -> Tensor:
-    """What each entry adds to value - best; flat: u at zero logits, where f(0) is infinite."""
+def gains(
+    d: Tensor, u: Tensor, live: Tensor | None, top: Tensor, q: Tensor, flat: Tensor | None, g: Generator
+) -> Tensor:
+    """What each entry adds to value - best, u = unlink(top - d); flat: u at zero logits, where f(0) is infinite."""
     safe = u if live is None else torch.where(live, u, 1.0)
     if flat is None:
         gain = q * operator_of(g).dual(safe)
     else:
         near = d if live is None else torch.where(live, d, 0.0)
-        gain = -q * (safe * near + _bregman(safe, flat, g))
+        gain = -q * (safe * near + _bregman(safe, top - near, flat, g))
     return gain if live is None else torch.where(live, gain, 0.0)
 
 
@@ -291,11 +293,11 @@ def excess_at(gain: Tensor, mass: Tensor | None, top: Tensor, flat: Tensor | Non
     return gain + (mass - 1) * (top - g.link(torch.log(flat)))
 
 
-def _bregman(u: Tensor, v: Tensor, g: Generator) -> Tensor:
-    """f(u) - f(v) - f'(v) (u - v) >= 0, by its Taylor series near u = v, where the terms would cancel."""
+def _bregman(u: Tensor, w: Tensor, v: Tensor, g: Generator) -> Tensor:
+    """f(u) - f(v) - f'(v) (u - v) >= 0, w = f'(u), by its Taylor series near u = v, where the terms would cancel."""
     op, gap = operator_of(g), u - v
     near = gap.square() / (2 * op.spread(v + gap / 3))
-    far = u * (g.link(torch.log(u)) - g.link(torch.log(v))) - (op.dual(u) - op.dual(v))
+    far = u * (w - g.link(torch.log(v))) - (op.dual(u) - op.dual(v))
     return torch.where(gap.abs() < 1e-3 * v, near, far)
 
 

@@ -53,6 +53,7 @@ LIMIT: dict[str, Bar | Regimes] = {
     "pair": Bar(6.0, "product"),
     "pair-each": Bar(6.8, "product"),
     "logp": Bar(5.4, "product"),
+    "supervised": Bar(1.3, "kl"),
 }
 # Half precision, beside torch's own:
 HALF: dict[str, Bar | Regimes] = {"young": Bar(1.0, "dense"), "pair": Bar(1.0, "dense-js2")}

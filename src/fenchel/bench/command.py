@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import fenchel
 from fenchel.bench import curves, machine, table
-from fenchel.bench.families import FAMILIES
+from fenchel.bench.families import EVERY
 from fenchel.bench.generators import every
 from fenchel.bench.measure import HALF, TOLERANCE
 from fenchel.bench.parts import Setting, measured, separately, steps
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--paths",
         type=_names,
-        help=f"a generator for its Fenchel-Young head, a family ({', '.join(FAMILIES)}), FAMILY:GENERATOR, or one of "
+        help=f"a generator for its Fenchel-Young head, a family ({', '.join(EVERY)}), FAMILY:GENERATOR, or one of "
         f"{', '.join(path.key for path in all_paths(()))}; product, copy and dense are always measured",
     )
     flags.add_argument(

@@ -1,4 +1,4 @@
-"""What is measured for every generator: the heads, and the functions of logits that exist already; each with its dense reference."""
+"""What is measured for every generator, the heads and the functions of logits, and for every other objective of labels; each with its dense reference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ Loss = Callable[[Inputs], Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """One way to use a generator.
+    """One way to use a generator, or another objective by its name.
 
     Attributes:
-        label: what the table says, around the generator's name.
+        label: what the table says, around the name.
         kind: "fused" for heads, "function" for functions of logits.
-        loss, reference: made of a generator's name; the reference is run on float64.
-        work: what it cannot do without, made of a generator's name.
+        loss, reference: made of the name; the reference is run on float64.
+        work: what it cannot do without, made of the name.
         takes: whether a generator has it.
         stores: [N, V] tensors that it keeps at once.
         teacher: whether it needs a second model.
@@ -98,6 +98,16 @@ def dense_pair_each(name: str) -> Loss:
     return lambda x: (fenchel.divergence(teacher_product(x), product(x), name) * upstream(x)).sum()
 
 
+def supervised(name: str) -> Loss:
+    """Fused supervised objective."""
+    return lambda x: fenchel.linear_supervised(x.hidden, x.weight, x.labels, name)
+
+
+def dense_supervised(name: str) -> Loss:
+    """The same from dense logits."""
+    return lambda x: fenchel.supervised(product(x), x.labels, name)
+
+
 def probabilities(name: str) -> Loss:
     """softargmax of logits, contracted with a number for each class."""
     return lambda x: (fenchel.softargmax(x.logits, name) @ _classes(x.logits)).mean()
@@ -155,4 +165,7 @@ FAMILIES = {
     "loss": Family("fenchel_young {}", "function", loss, loss, lambda _: Work(passes=3), stores=5),
     "divergence": Family("divergence {}", "function", divergence, divergence, lambda _: Work(passes=5), _always, stores=12, teacher=True),
 }
+# Of objectives of labels that are no generator's.
+LABELLED = {"supervised": Family("fused {}", "fused", supervised, dense_supervised, lambda _: Work(products=3, tensors=4))}
+EVERY = FAMILIES | LABELLED
 # fmt: on

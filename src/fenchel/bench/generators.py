@@ -1,4 +1,4 @@
-"""The generators that are measured: one of every kind that the library knows, by name."""
+"""The generators and objectives of labels that are measured: one of every kind that the library knows, by name."""
 
 import fenchel
 
@@ -14,6 +14,16 @@ def every() -> tuple[str, ...]:
         True
     """
     return tuple(member for name in fenchel.generator_names() for member in MEMBERS.get(name, (name,)))
+
+
+def losses() -> tuple[str, ...]:
+    """The objectives of labels that are not a generator's loss, as their names alone make them.
+
+    Example:
+        >>> "focal" in losses(), "kl" in losses()
+        (True, False)
+    """
+    return tuple(name for name in fenchel.supervised_names() if name not in fenchel.generator_names())
 
 
 def has_loss(name: str) -> bool:

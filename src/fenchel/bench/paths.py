@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fenchel
 from fenchel.bench import generators, peers
-from fenchel.bench.families import FAMILIES, Loss, dense_pair, dense_young, product, upstream
+from fenchel.bench.families import EVERY, FAMILIES, LABELLED, Loss, dense_pair, dense_young, product, upstream
 from fenchel.bench.regimes import REGIMES, Inputs
 from fenchel.bench.sizes import Size
 from fenchel.bench.work import Work, copied
@@ -139,33 +139,33 @@ def trl_logp(x: Inputs) -> Tensor:
 ALL = tuple(REGIMES)
 FIRST = ("initial",)
 TWO_HEADS = ("initial", "early")
-# Where a path is measured unless more is asked for; other heads of one model in the first regime, anything else in the grid alone.
+# Where a path is measured unless more is asked for; other Fenchel-Young heads in the first regime, anything else in the grid alone.
 MEASURED: dict[str, tuple[str, ...]] = dict.fromkeys(("kl", "alpha:1.5", "alpha:2", "js"), ALL)
 MEASURED |= {"pair:js": TWO_HEADS, "pair:kl": FIRST, "pair:reverse_kl": FIRST, "pair-each:js": FIRST}
 
 
 def key_of(family: str, generator: str) -> str:
-    """The name of a path: that of its generator, after its family's if it is not a Fenchel-Young head."""
+    """The name of a path: that of its generator or objective, after its family's if it is not a Fenchel-Young head."""
     return generator if family == "young" else f"{family}:{generator}"
 
 
-def made(family: str, generator: str) -> Path:
-    """The path of a family and a generator."""
-    f, key = FAMILIES[family], key_of(family, generator)
-    label = "fused cross-entropy (kl)" if key == "kl" else f.label.format(generator)
+def made(family: str, name: str) -> Path:
+    """The path of a family and a generator, or another objective."""
+    f, key = EVERY[family], key_of(family, name)
+    label = "fused cross-entropy (kl)" if key == "kl" else f.label.format(name)
     regimes = MEASURED.get(key, FIRST if family == "young" else ())
     return Path(
         key,
         label,
         f.kind,
         regimes,
-        f.loss(generator),
-        f.reference(generator),
-        work=f.work(generator),
+        f.loss(name),
+        f.reference(name),
+        work=f.work(name),
         stores=f.stores,
         teacher=f.teacher,
         family=family,
-        generator=generator,
+        generator=None if family in LABELLED else name,
     )
 
 
@@ -213,9 +213,14 @@ def of_generators(names: Iterable[str]) -> tuple[Path, ...]:
     return tuple(made(family, name) for family, f in FAMILIES.items() for name in names if f.takes(name))
 
 
+def of_labels() -> tuple[Path, ...]:
+    """Every other objective of labels."""
+    return tuple(made(family, name) for family in LABELLED for name in generators.losses())
+
+
 def all_paths(names: Iterable[str] | None = None) -> tuple[Path, ...]:
     """All paths, with these generators or with every one of the library."""
-    return (*ANCHORS, *of_generators(generators.every() if names is None else names), *OTHERS)
+    return (*ANCHORS, *of_generators(generators.every() if names is None else names), *of_labels(), *OTHERS)
 
 
 def path_of(key: str) -> Path:
@@ -224,7 +229,7 @@ def path_of(key: str) -> Path:
         if path.key == key:
             return path
     family, _, name = key.partition(":")
-    return made(family, name) if family in FAMILIES else made("young", key)
+    return made(family, name) if family in EVERY else made("young", key)
 
 
 def reference(path: Path, given: Inputs) -> Result:

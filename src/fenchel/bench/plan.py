@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import fenchel
 from fenchel.bench import generators
 from fenchel.bench.bars import compared
-from fenchel.bench.families import FAMILIES
+from fenchel.bench.families import EVERY
 from fenchel.bench.paths import ALWAYS, Path, all_paths
 from fenchel.bench.regimes import REGIMES, TRAINED, WITH_TEACHER
 from fenchel.bench.sizes import Size
@@ -86,10 +86,10 @@ def _chosen(wanted: Wanted) -> list[Path]:
     paths = [path for path in all_paths(names) if wanted.peers or path.kind != "peer"]
     if wanted.paths is None:
         return [path for path in paths if names is None or path.generator in names or path.key in ALWAYS]
-    known = {path.key for path in all_paths(names)} | set(FAMILIES)
+    known = {path.key for path in all_paths(names)} | set(EVERY)
     unknown = set(wanted.paths) - known
     if unknown:
-        shown = sorted({*FAMILIES, *(path.key for path in all_paths(()))})
+        shown = sorted({*EVERY, *(path.key for path in all_paths(()))})
         raise StudyError(
             f"--paths: got {', '.join(sorted(unknown))}; pass generators ({', '.join(generators.every())}), FAMILY:GENERATOR, "
             f"or some of {', '.join(shown)}"

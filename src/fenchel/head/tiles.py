@@ -51,7 +51,19 @@ def distances_(z: Tensor, vocab: Vocabulary) -> Tensor:
 def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, of: Operator) -> Tensor:
     """Turns distances d into c p in place, and returns value - best [N]. shift: the last Newton step, (1 - S) / (dS/dtop)."""
     g = of.g
-    u = operator_of(g).unlink(top - d)
+    return _finished(d, operator_of(g).unlink(top - d), top, shift, q, c, of)
+
+
+def land_(d: Tensor, top: Tensor, q: Tensor, c: Tensor, of: Operator) -> Tensor:
+    """`finish_` from a threshold that was solved for in less precision than d has: S and dS/dtop of the last step are summed here."""
+    op = operator_of(of.g)
+    u = op.unlink(top - d)
+    mass, spread = of.vocab.sums(q * u, q * op.spread(u))
+    return _finished(d, u, top, (1 - mass) / spread, q, c, of)
+
+
+def _finished(d: Tensor, u: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, of: Operator) -> Tensor:
+    g = of.g
     excess = excess_of(d, u, d < INF if g.f0 == INF else None, top, q, g, of.vocab)
     d.copy_(probability(u, shift, q, g) * c)
     return excess

@@ -27,6 +27,7 @@ from .tiles import (
     Operator,
     distances_,
     finish_,
+    land_,
     measure_of,
     packed,
     positive,
@@ -187,8 +188,11 @@ class YoungKernel:
     def _distances(self, d: Tensor, found: Threshold | None, y: Tensor, c: Tensor | None) -> Tensor:
         """Losses of a block of distances below the best; with c, they become c (p - y)."""
         wide = d.to(working_dtype(self.g, d.dtype))
-        at = solved(wide, self.q, self.g, self.entries, self.vocab) if found is None else found
-        losses = self._block(wide, at, y, c)
+        if found is None:
+            # without an edge to fall off, a threshold to the logits' own digits is near enough for the last step to give all that are asked for
+            near = wide if self.g.sparse else d
+            found = solved(near, self.q.to(near.dtype), self.g, self.entries, self.vocab)
+        losses = self._block(wide, found, y, c)
         if c is not None and wide is not d:
             d.copy_(wide)
         return losses
@@ -234,13 +238,15 @@ class YoungKernel:
 
     def _block(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor | None) -> Tensor:
         gap, offset, count = self._target(d, y)
-        of = Operator(self.g, self.vocab)
+        of, top = Operator(self.g, self.vocab), found.top.to(d.dtype)
         if c is None:
-            return gap + tile_function(value, of, self.entries)(d, found.top, self.q) + offset
+            return gap + tile_function(value, of, self.entries)(d, top, self.q) + offset
         live = None if count is None else d < INF
         c = c.to(d.dtype).unsqueeze(1)
-        shift = (1 - found.mass) / found.spread
-        excess = tile_function(finish_, of, self.entries)(d, found.top, shift, self.q, c)
+        if found.top.dtype == d.dtype:
+            excess = tile_function(finish_, of, self.entries)(d, top, (1 - found.mass) / found.spread, self.q, c)
+        else:
+            excess = tile_function(land_, of, self.entries)(d, top, self.q, c)
         self.vocab.add_at_(d, y, -(1 - self.smoothing) * c.squeeze(1))
         if live is not None and count is not None:
             d.sub_(live * (self.smoothing * c / count))

@@ -44,7 +44,7 @@ def solver(g: Generator, dtype: torch.dtype) -> Solver:
         def finish(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
             u = operator_of(g).unlink(top - d)
             infinite = g.f0 == INF
-            gain = gains(d, u, d < INF if infinite else None, q, flat if infinite else None, g)
+            gain = gains(d, u, d < INF if infinite else None, top, q, flat if infinite else None, g)
             return gain, probability(u, shift, q, g)
 
         made[dtype] = Solver(
