@@ -86,6 +86,18 @@ HELPED = (
         "accuracy without attack: gain over cross-entropy of attacked inputs",
     ),
     Line(
+        "Inputs are attacked, and the samples that are hit hardest count most",
+        "`worst_inputs`, weighed by `running_weights`",
+        "P030",
+        "mean loss of the weakest tenth under attack, less that of uniform weights",
+    ),
+    Line(
+        "A shortcut hides what else could be learned",
+        "`discovery_risk`: a second network on the groups that the first one makes",
+        "P050",
+        "agreement with the shape: gain of the second round over the first",
+    ),
+    Line(
         "Few and imbalanced examples, and probabilities have to be right",
         "`odd_k_out_rows`: cross-entropy of sets",
         "P021",
@@ -201,6 +213,18 @@ DID_NOT = (
         "`adversarial_comp_sum` over cross-entropy of attacked inputs",
         "P011",
         "accuracy under attack: gain over cross-entropy of attacked inputs",
+    ),
+    Line(
+        "Inputs are attacked",
+        "`running_weights` over the mean of the attacked losses",
+        "P030",
+        "accuracy under attack: gain of the running weights over uniform ones",
+    ),
+    Line(
+        "Environments differ in a shortcut",
+        "`irm_penalty` from features that `synthesis_risk` made rich, over a random start",
+        "P050",
+        "colours reversed: gain of IRM from rich features over a random start",
     ),
     Line(
         "Only the shares of classes in bags of 16 are known",
