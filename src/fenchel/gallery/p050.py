@@ -113,7 +113,7 @@ def distilled(train: Sequence[Coloured], networks: Sequence[nn.Sequential], scal
 
 def headed(rich: nn.Sequential, fresh: nn.Sequential) -> nn.Sequential:
     """The distilled hidden layer under the head of a fresh network."""
-    return nn.Sequential(*rich[:-1], fresh[-1])
+    return nn.Sequential(rich[0], rich[1], fresh[-1])
 
 
 def invariant(
