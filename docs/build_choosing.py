@@ -170,6 +170,18 @@ HELPED = (
         "top-20: gain of Z-loss over cross-entropy",
     ),
     Line(
+        "Each example has the scores of several raters, and their spread counts",
+        "`score_distribution` as the target of cross-entropy",
+        "P022",
+        "error of the deviation, in levels: distribution less one-hot",
+    ),
+    Line(
+        "Scored sets whose raters use the scale differently are trained on together",
+        "`fidelity` of `thurstone` on pairs of one set, beside the distributions",
+        "P022",
+        "two sets: rank correlation, gain of the fidelity loss over none",
+    ),
+    Line(
         "A network distils itself, with true targets at hand",
         "`self_distilled` with `optimal_weight`",
         "P068",
@@ -202,6 +214,12 @@ HELPED = (
 )
 
 DID_NOT = (
+    Line(
+        "Each text has several labels",
+        "`decoupled` over `cross_entropy` of the uniform distribution on them",
+        "P012",
+        "precision at 1: gain of decoupled softmax over InfoNCE",
+    ),
     Line(
         "Many labels are wrong",
         "`aldr_rows` over `ldr`",

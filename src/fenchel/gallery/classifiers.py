@@ -52,6 +52,26 @@ def long_tailed(data: Split, most: int, least: int) -> Split:
     return replace(data, x=data.x[kept], y=data.y[kept])
 
 
+def classes_apart(data: Split, seen: int, seed: int) -> tuple[Split, Split]:
+    """`seen` classes that are drawn by `seed`, and all others: both parts of each, its classes numbered from 0.
+
+    Example:
+        >>> from fenchel.gallery.students import split
+        >>> seen, unseen = classes_apart(split("digits", 0, train=1000), 6, seed=0)
+        >>> seen.classes, seen.y.unique().tolist(), unseen.y_test.unique().tolist()
+        (6, [0, 1, 2, 3, 4, 5], [0, 1, 2, 3])
+    """
+    order = torch.randperm(data.classes, generator=torch.Generator().manual_seed(seed))
+    place = torch.empty_like(order).index_copy(0, order, torch.arange(data.classes))
+
+    def part(first: int, last: int) -> Split:
+        train, test = ((first <= place[y]) & (place[y] < last) for y in (data.y, data.y_test))
+        y, y_test = place[data.y[train]] - first, place[data.y_test[test]] - first
+        return Split(data.x[train], y, data.x_test[test], y_test, last - first)
+
+    return part(0, seen), part(seen, data.classes)
+
+
 def trained(
     data: Split,
     method: Method,

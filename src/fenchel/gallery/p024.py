@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fenchel.gallery.checks import Check, paired, worst
+from fenchel.gallery.classifiers import classes_apart
 from fenchel.gallery.figures import column, dots, lines
 from fenchel.gallery.paper import Measurements, Paper
 from fenchel.gallery.students import fit, mlp, scaled, split
@@ -25,12 +26,8 @@ METHODS = {"softmax of cosines": 0.0, "with TCM": 0.1}
 
 def run(seed: int, scale: float) -> Measurements:
     """Embeddings trained on six digits, compared on the other four."""
-    data = split("digits", seed, train=scaled(TRAIN, scale, least=200))
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
-    place = torch.empty_like(order).index_copy(0, order, torch.arange(10))
-    y, y_test = place[data.y], place[data.y_test]
-    x, y = data.x[y < SEEN], y[y < SEEN]
-    unseen, y_unseen = data.x_test[y_test >= SEEN], y_test[y_test >= SEEN]
+    seen, unseen = classes_apart(split("digits", seed, train=scaled(TRAIN, scale, least=200)), SEEN, seed)
+    x, y = seen.x, seen.y
     found = {}
     for name, weight in METHODS.items():
         net = mlp((64, 64, DIM), seed)
@@ -45,11 +42,11 @@ def run(seed: int, scale: float) -> Measurements:
 
         fit([*net.parameters(), prototypes], loss, len(x), steps=scaled(STEPS, scale), seed=seed)
         with torch.no_grad():
-            features = net(unseen)
+            features = net(unseen.x_test)
         found[name] = {
-            "opis": 1e3 * float(opis(features, y_unseen, THRESHOLDS)),
-            "recall": recall(features, y_unseen),
-            "utility": utilities(features, y_unseen, THRESHOLDS).std(0).tolist(),
+            "opis": 1e3 * float(opis(features, unseen.y_test, THRESHOLDS)),
+            "recall": recall(features, unseen.y_test),
+            "utility": utilities(features, unseen.y_test, THRESHOLDS).std(0).tolist(),
         }
     apart = torch.eye(4).repeat(2, 1)
     return {"methods": found, "kept margins": float(MARGIN(apart, torch.arange(4).repeat(2)))}

@@ -45,8 +45,7 @@ def source_text(vocabulary: int, packages: tuple[str, ...] = PACKAGES) -> tuple[
         >>> train.x.shape[1], int(train.y.max()) < 200, len(heldout) > 100
         (4, True, True)
     """
-    counts = Counter(token for name in PACKAGES for document in _documents(name) for token in _tokens(document))
-    number = {token: k for k, (token, _) in enumerate(counts.most_common(vocabulary - 1), 1)}
+    number = _numbers(vocabulary)
     sides: tuple[list[int], list[int]] = ([], [])
     for name in packages:
         for ids, part in zip(sides, split(_documents(name)), strict=True):
@@ -54,6 +53,12 @@ def source_text(vocabulary: int, packages: tuple[str, ...] = PACKAGES) -> tuple[
     windows = [torch.tensor(ids).unfold(0, WINDOW + 1, 1) for ids in sides]
     train, heldout = (Windows(w[:, :-1].contiguous(), w[:, -1].contiguous()) for w in windows)
     return train, heldout
+
+
+@functools.cache
+def _numbers(vocabulary: int) -> dict[str, int]:
+    counts = Counter(token for name in PACKAGES for document in _documents(name) for token in _tokens(document))
+    return {token: k for k, (token, _) in enumerate(counts.most_common(vocabulary - 1), 1)}
 
 
 @functools.cache
@@ -87,6 +92,52 @@ def sampled(windows: Windows, count: int, seed: int) -> Windows:
     """`count` windows drawn without replacement, all of them where there are fewer."""
     chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:count]
     return Windows(windows.x[chosen], windows.y[chosen])
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Texts [n, before] of tokens, and the sets of labels [n, L] (bool) that go with each: several, most of them rare."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        """How many texts there are."""
+        return len(self.x)
+
+
+def tagged(windows: Windows, vocabulary: int, *, first: int, before: int, ahead: int, count: int, seed: int) -> Tagged:
+    """`count` places drawn from a text: `before` tokens, and as labels those of the `ahead` tokens that follow numbered `first` or more.
+
+    Tokens are numbered by frequency: with first = 41 the labels are words, marks and ends of lines are not. Places that no label follows are left out.
+
+    Example:
+        >>> found = tagged(source_text(200, ("json",))[0], 200, first=41, before=8, ahead=16, count=100, seed=0)
+        >>> found.x.shape, found.y.shape, bool(found.y.any(1).all())
+        (torch.Size([100, 8]), torch.Size([100, 159]), True)
+    """
+    places = windows.x[:, 0].unfold(0, before + ahead, 1)
+    labels = places[:, before:]
+    kept = (labels >= first).any(1).nonzero().squeeze(1)
+    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))[:count]]
+    sets = torch.zeros(len(kept), vocabulary, dtype=torch.bool).scatter(1, labels[kept], value=True)
+    return Tagged(places[kept, :before], sets[:, first:])
+
+
+def rest_of_line(vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Pairs of tokens within a line [n, 2], of all files, and how many tokens there are to the end of the line [n], the last of the pair among them.
+
+    Example:
+        >>> pairs, rest = rest_of_line(200)
+        >>> pairs.shape[1], int(rest.min()), len(pairs) == len(rest)
+        (2, 1, True)
+    """
+    tokens = torch.cat([part.x[:, 0] for part in source_text(vocabulary)])
+    ends = torch.isin(tokens, torch.tensor([k for token, k in _numbers(vocabulary).items() if token[0] == "\n"]))
+    here = torch.arange(len(tokens))
+    end = torch.where(ends, here, len(tokens)).flip(0).cummin(0).values.flip(0)
+    within = ~(ends[:-1] | ends[1:]) & (end[1:] < len(tokens))
+    return torch.stack((tokens[:-1], tokens[1:]), 1)[within], (end - here)[1:][within]
 
 
 def fine_tune(net: nn.Sequential, text: Windows, objective: str, steps: int, seed: int, *, lr: float) -> None:
