@@ -6,8 +6,8 @@ For a generator with finite f'(0) the gradient is sparse, and the way through a 
 * *window*: a token further than link(1/q) - edge below its row's best (2 for alpha = 1.5, 1 for alpha = 2) has probability exactly 0. Where a sample of
   rows says that few tokens lie inside, one pass collects them and the threshold is solved on them alone (late in training);
 * *solver*: else the threshold is solved on the tile, the solver itself dropping tokens as its iterates rise (early in training);
-* products: gathered rows of the weight if the support is small, else dense. With the C kernels gathering measured cheaper than a dense product up to a
-  density of 25 %, so one over the union of the columns that a tile's rows touch has no place left.
+* products: gathered rows of the weight if the support is small, else dense. With the C kernels gathering takes as long as a dense product at a density of
+  19 %, and memory for the entries, so one over the union of the columns that a tile's rows touch has no place left.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from .tiles import (
 )
 
 # Shares of a dense product at which the alternatives cost the same (measured at N = 2048, D = 512, V = 32,768 on two cores, see docs/benchmarks.md).
-GATHERED_NATIVE, GATHERED_TORCH = 0.25, 0.01
+GATHERED_NATIVE, GATHERED_TORCH = 0.15, 0.01
 WINDOWED = 0.10
 # rows that are sampled to choose the way, and bytes of logits that are worked on at once, to stay in cache
 SAMPLE, BLOCK_BYTES = 8, 8 * 2**20
