@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fenchel.study import distill_sources, words
-from fenchel.study.analysis import mean_of
 from fenchel.study.arms import LABELS
 from fenchel.study.distill_report import LOSS, read
 from fenchel.study.record import Study, load
@@ -48,7 +47,6 @@ def extract(out: Path) -> dict[str, Any]:
             key: {row.objective: {s: _numbers(c) for s, c in row.by_source.items()} for row in by_source}
             for key, by_source in ((key, distill_sources.by_source(study, METRICS[key])) for key in METRICS)
         },
-        "tokens_per_second": mean_of(study, "tokens_per_second"),
     }
 
 
