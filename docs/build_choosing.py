@@ -182,6 +182,30 @@ HELPED = (
         "two sets: rank correlation, gain of the fidelity loss over none",
     ),
     Line(
+        "Several labels for each example, many of them missing",
+        "`recalled` labels, beside `binary`",
+        "P037",
+        "average precision of all classes: gain of recalled labels over binary cross-entropy alone",
+    ),
+    Line(
+        "Embeddings of the classes that are trained on are to lie far apart",
+        "`UNPG`",
+        "P055",
+        "gap of trained classes: gain of UNPG over the margin softmax",
+    ),
+    Line(
+        "Few classes to train on, and others to tell apart by five examples each",
+        "cross-entropy of `cosine_logits`",
+        "P017",
+        "accuracy on unseen classes, 4 seen, 5 shots: gain of the softmax of cosines over softmax",
+    ),
+    Line(
+        "A mixture is fitted to objects, and each is to have one component",
+        "`RegularizedMixture(1.0)`",
+        "P014",
+        "components that share a digit: with MCM less without",
+    ),
+    Line(
         "A network distils itself, with true targets at hand",
         "`self_distilled` with `optimal_weight`",
         "P068",
@@ -214,6 +238,18 @@ HELPED = (
 )
 
 DID_NOT = (
+    Line(
+        "Several labels for each example, most classes rare",
+        "`multi_focal` over binary cross-entropy",
+        "P037",
+        "average precision of the tail: gain of the multi-focal loss over binary cross-entropy",
+    ),
+    Line(
+        "Embeddings for classes not seen in training, few to train on",
+        "`UNPG` over the margin softmax",
+        "P055",
+        "gap of unseen classes: gain of UNPG over the margin softmax",
+    ),
     Line(
         "Each text has several labels",
         "`decoupled` over `cross_entropy` of the uniform distribution on them",
