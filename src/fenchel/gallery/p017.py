@@ -61,12 +61,13 @@ def trained(data: Split, method: Method, seed: int, steps: int) -> nn.Module:
     """An embedding."""
     net = mlp((data.x.shape[1], 64, DIM), seed)
     head = mlp((DIM, data.classes), seed)
+    prototypes = next(head.parameters())
 
     def loss(i: Tensor) -> Tensor:
         features, y = net(data.x[i]), data.y[i]
         if method.loss == "triplets":
             return triplets(features, y, method.size)
-        z = cosine_logits(features, head[0].weight, scale=method.size) if method.loss == "cosines" else head(features)
+        z = cosine_logits(features, prototypes, scale=method.size) if method.loss == "cosines" else head(features)
         return nn.functional.cross_entropy(z, y)
 
     fit([*net.parameters(), *head.parameters()], loss, len(data), steps=steps, seed=seed, lr=method.lr, batch=BATCH)
