@@ -15,6 +15,8 @@ SIZES = (64, 4096, 65536)
 SMOOTH = ("kl", "js", "reverse_kl", "hellinger", "jeffreys", "neyman", "alpha:0.5")
 SPARSE = ("alpha:1.25", "alpha:1.5", "alpha:2", "le_cam")
 STEEP = ("alpha:3", "alpha:10")
+# the sums and maxima over classes of a supervised objective's value and gradient
+REDUCTIONS = {"gce:0.7": 4, "nce": 5, "margin:1.5": 4, "binary": 1, "gce:0.7 + nce": 9, "soft_top_k:3": 68}
 
 
 def counted(call: Callable[[], Any]) -> int:
@@ -43,6 +45,12 @@ def counts(share: Share) -> dict[str, Any]:
                 lambda name=name, z=z: fenchel.fenchel_young(z, y, name, group=share.group)
             )
             found[f"backward of loss {name} {v}"] = counted(loss.backward)
+        for name in REDUCTIONS:
+            loss = fenchel.supervised(z, y, name, group=share.group)
+            found[f"supervised {name} {v}"] = counted(
+                lambda name=name, z=z: fenchel.supervised(z, y, name, group=share.group)
+            )
+            found[f"backward of supervised {name} {v}"] = counted(loss.backward)
         divergence = fenchel.divergence(z, z.flip(0), group=share.group)
         found[f"divergence {v}"] = counted(lambda z=z: fenchel.divergence(z, z.flip(0), group=share.group))
         found[f"backward of divergence {v}"] = counted(divergence.sum().backward)
@@ -52,6 +60,7 @@ def counts(share: Share) -> dict[str, Any]:
             "head alpha:1.5": lambda h=hidden, w=weight: fenchel.linear_fenchel_young(
                 h, w, y, "alpha:1.5", group=share.group
             ),
+            "head gce": lambda h=hidden, w=weight: fenchel.linear_supervised(h, w, y, "gce:0.7", group=share.group),
             "head logp": lambda h=hidden, w=weight: fenchel.linear_logp(h, w, y, group=share.group).logp.sum(),
             "head js": lambda h=hidden, w=weight: fenchel.linear_divergence(
                 (h, w), (h * 2, w), "js", reduction="sum", group=share.group

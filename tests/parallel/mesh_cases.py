@@ -57,6 +57,16 @@ def logp(share: Share) -> dict[str, Tensor]:
     return gradients(fenchel.linear_logp(hidden, weight, TARGET).logp, hidden=hidden, weight=weight)
 
 
+def supervised(share: Share) -> dict[str, Tensor]:
+    objective = "gce:0.7 + 0.5*fenchel_young:alpha:1.5"
+    hidden, weight = made(59, N, D).requires_grad_(), laid_out(share, made(49, V, D))
+    loss = fenchel.linear_supervised(hidden, weight, TARGET, objective, q=laid_out(share, Q).detach())
+    z = laid_out(share, logits(), -1)
+    of_logits = gradients(fenchel.supervised(z, TARGET, objective, label_smoothing=0.1), z=z)
+    found = gradients(loss, hidden=hidden, weight=weight)
+    return found | {f"{name} of logits": x for name, x in of_logits.items()}
+
+
 def dense(share: Share) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, dim in (("softargmax", -1), ("entropy", 0)):
@@ -146,6 +156,7 @@ def cases(world: int) -> dict[str, Case]:
         "head none": partial(head, reduction="none"),
         "two heads": two_heads,
         "logp": logp,
+        "supervised": supervised,
         "dense": dense,
         "data parallel": data_parallel,
         "fsdp": fsdp,

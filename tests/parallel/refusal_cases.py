@@ -53,6 +53,38 @@ def head(
     return fenchel.linear_fenchel_young(hidden, weight, target, group=group, **more)
 
 
+def labelled(
+    rank: int, group: Any, objective: Any = "gce:0.7", logits: Tensor | None = None, target: Tensor = Y, **more: Any
+) -> Tensor:
+    return fenchel.supervised(z() if logits is None else logits, target, objective, group=group, **more)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Of what is no sum over classes."""
+
+    takes = frozenset[str]()
+
+    def rows(self, logits: Tensor, target: Tensor) -> Tensor:
+        return (logits.sort(-1).values * target).sum(-1)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of the number of classes that are here."""
+
+    takes = frozenset[str]()
+
+    def rows(self, logits: Tensor, target: Tensor) -> Tensor:
+        return logits.sum(-1) / logits.shape[-1]
+
+
+def twice(rank: int, group: Any, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    x = z().requires_grad_()
+    [first] = torch.autograd.grad(loss(x), x, create_graph=True)
+    return first
+
+
 def on_mesh(shape: tuple[int, ...], placements: list[Any], x: Tensor = WEIGHT) -> Tensor:
     return distribute_tensor(x, init_device_mesh("cpu", shape), placements)
 
@@ -181,6 +213,49 @@ REFUSALS = {
     "an objective of whole rows": Refusal(
         lambda r, g: fenchel.linear_distillation("dkd", (HIDDEN, WEIGHT), (HIDDEN, WEIGHT), Y, group=g),
         "^ValueError: group: .*whole rows",
+    ),
+    "supervised objective": Refusal(
+        lambda r, g: labelled(r, g, ("gce:0.7", "gce:0.5")[r]),
+        r"^ValueError: objective: rank 0 got 'CompSum\(tau=1.7\)', rank 1 got 'CompSum\(tau=1.5\)'",
+    ),
+    "kind of supervised objective": Refusal(
+        lambda r, g: labelled(r, g, ("gce", "kl")[r]),
+        "^ValueError: call: rank 0 got 'supervised', rank 1 got 'fenchel_young'",
+    ),
+    "kind of target": Refusal(
+        lambda r, g: labelled(r, g, "binary", target=z() > 1 if r else Y),
+        "^ValueError: target: rank 0 got 'class indices', rank 1 got 'sets'",
+    ),
+    "labels of a supervised head": Refusal(
+        lambda r, g: fenchel.linear_supervised(HIDDEN, WEIGHT, Y + r, "nce", group=g),
+        "^ValueError: target: ranks 0 and 1 hold different ones",
+    ),
+    "prior on one rank": Refusal(
+        lambda r, g: labelled(r, g, q=torch.full((V,), 1.0 - r)),
+        "^ValueError: rank 1 was refused its arguments: q: got a class that is not positive",
+        "^ValueError: q: got a class that is not positive",
+    ),
+    "a supervised class of nobody": Refusal(
+        lambda r, g: labelled(r, g, target=Y + 1), r"^ValueError: target: got class 12; pass classes in \[0, 12\)"
+    ),
+    "a set without a class": Refusal(
+        lambda r, g: labelled(r, g, "candidates", target=z() > 100), "^ValueError: target: got a row without any class"
+    ),
+    "an objective that sorts": Refusal(
+        lambda r, g: labelled(r, g, Ranked()),
+        "^TypeError: objective: Ranked on a vocabulary that ranks share must .*the operation aten.sort.default; gather",
+    ),
+    "an objective that counts": Refusal(
+        lambda r, g: fenchel.linear_supervised(HIDDEN, WEIGHT, Y, Counted(), group=g),
+        "^TypeError: objective: Counted on .* a number in it depends on V; gather",
+    ),
+    "second derivatives": Refusal(
+        lambda r, g: twice(r, g, lambda x: labelled(r, g, logits=x)),
+        "^RuntimeError: second derivatives: a supervised objective on a vocabulary that ranks share has first ones",
+    ),
+    "second derivatives of a head": Refusal(
+        lambda r, g: twice(r, g, lambda x: fenchel.linear_supervised(x, torch.eye(V), Y, "gce", group=g)),
+        "^RuntimeError: second derivatives: a supervised objective on a vocabulary that ranks share has first ones",
     ),
     "forward mode": Refusal(
         lambda r, g: torch.func.jvp(lambda x: fenchel.softargmax(x, "js", group=g), (z(),), (z(),)),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.parallel import all_cases
-from tests.parallel.count_cases import SIZES, SMOOTH, SPARSE, STEEP
+from tests.parallel.count_cases import REDUCTIONS, SIZES, SMOOTH, SPARSE, STEEP
 from tests.parallel.ranks import check, run
 from tests.parallel.refusal_cases import REFUSALS
 
@@ -56,9 +56,14 @@ def check_counts(found: list[dict[str, Any]]) -> None:
     for name, forward, backward in (("loss kl", 5, 1), ("divergence", 5, 2), ("head logp", 4, 5), ("head js", 3, 2)):
         assert number(name) == {forward}
         assert number(f"backward of {name}") == {backward}
+    for name, reductions in REDUCTIONS.items():
+        assert number(f"supervised {name}") == {reductions}
+        assert number(f"backward of supervised {name}") == {0}
     # the gradient of hidden states, once: all else was made in the forward pass
-    assert number("head kl") == {4}
-    assert number("backward of head kl") == number("backward of head alpha:1.5") == {1}
+    assert number("head kl") == number("head gce") == {4}
+    assert (
+        number("backward of head kl") == number("backward of head alpha:1.5") == number("backward of head gce") == {1}
+    )
 
 
 def test_two_ranks(tmp_path):

@@ -5,6 +5,7 @@ class with the label. With a uniform upstream gradient (mean, sum) gradients are
 tables, and label smoothing combined with class weights, run through the generic head. Second derivatives always do: the row function is the same.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from .rows import Rows, Tile, applied
 from .sweep import Head, sweep
 from .tiles import tile_function
 
-__all__ = ["labelled_head"]
+__all__ = ["labelled_head", "pulled_"]
 
 # class numbers are compared in the dtype of logits: float32 holds all of them below this
 EXACT = 2**24
@@ -196,9 +197,14 @@ def values(z: Tensor, classes: Tensor, y: Tensor, *rest: Any) -> Tensor:
 def gradient_(z: Tensor, classes: Tensor, y: Tensor, *rest: Any) -> Tensor:
     """`values`; z becomes c [n, 1], the last tensor, times their gradient."""
     *log_q, c, of = rest
+    return pulled_(values, z, (classes, y, *log_q, of), c)
+
+
+def pulled_(fn: Callable[..., Tensor], z: Tensor, rest: tuple[Any, ...], c: Tensor) -> Tensor:
+    """fn(z, *rest) [n]; z becomes c [n, 1] times its gradient."""
     with differentiable():
         at = z.detach().requires_grad_()
-        losses = values(at, classes, y, *log_q, of)
+        losses = fn(at, *rest)
         [grad] = torch.autograd.grad(losses, at, c.squeeze(1), materialize_grads=True)
     z.copy_(grad)
     return losses.detach()

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 
 from .trace import COLUMNS, ROWS
 
-__all__ = ["Loop", "Lowered", "Unwritable", "Value", "broadcast", "kind_of", "lowered"]
+__all__ = ["VIEWS", "Loop", "Lowered", "Unwritable", "Value", "broadcast", "kind_of", "lowered"]
 
 aten = torch.ops.aten
 
@@ -77,7 +77,7 @@ _LOGIC = {
     aten.bitwise_or.Tensor: "{0} | {1}",
 }
 # the same value under another shape
-_VIEWS = {
+VIEWS = {
     aten.unsqueeze.default,
     aten.squeeze.default,
     aten.squeeze.dim,
@@ -190,7 +190,7 @@ class Lowered:
             x = self._value(node.args[0])
             return self._reduced(x, "tops") if x.entry else x
         args = [self._value(a) for a in node.args if isinstance(a, (Node, int, float, bool))]
-        if target in _VIEWS:
+        if target in VIEWS:
             return args[0]
         if target is aten._to_copy.default or target is aten.to.dtype:
             return self._cast(args[0], _value_of(node))

@@ -146,8 +146,8 @@ def check_class_weight(
 
 
 def sharded_target(meeting: Meeting, target: Tensor) -> Tensor:
-    """Class indices, of which every rank holds all, or this rank's shard of probabilities."""
-    if isinstance(target, Tensor) and target.is_floating_point():
+    """Class indices, of which every rank holds all, or this rank's shard of probabilities or of sets (bool)."""
+    if isinstance(target, Tensor) and (target.is_floating_point() or target.dtype == torch.bool):
         return meeting.shard("target", target, -1)
     return meeting.whole("target", target)
 

@@ -1,22 +1,21 @@
 """The two front doors of supervised objectives: the same objective on logits, and on hidden states whose logits are never stored."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ...agreement import is_sharded
-from ...checks import check_floating, check_reduction, check_smoothing, check_vocabulary
+from ...agreement import Meeting, ProcessGroup
+from ...checks import check_floating, check_reduction, check_vocabulary
 from ...generators import Generator
 from ...head.labelled import labelled_head
-from ...head.projection import MEMORY, autocast, check_head
+from ...head.labelled_on_ranks import check_shareable, shared_head, shared_rows
+from ...head.projection import MEMORY, autocast, check_head, ranks_share
 from ...head.young import linear_fenchel_young
-from ...losses.fenchel_young import check_class_weight, check_target, check_values, fenchel_young, mean_size, reduce
-from ...losses.labelled import Labels, labelled_rows
+from ...losses.fenchel_young import fenchel_young, reduce, sharded_target
+from ...losses.labelled import labelled_rows
 from .fenchel_young import FenchelYoung
+from .given import given
 from .names import supervised_objective
-from .objective import DISTRIBUTION, LABELS, SET, LabelObjective
+from .objective import LabelObjective
 from .sums import Sum
 
 __all__ = ["linear_supervised", "supervised"]
@@ -32,6 +31,7 @@ def supervised(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "mean",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """A supervised objective of logits, with the arguments of `fenchel_young`; the class dimension is the last one.
 
@@ -48,14 +48,16 @@ def supervised(
             probabilities.
         ignore_index: rows with this class index do not count, whatever they hold. Only for class indices.
         reduction: "mean" (for class indices over the class weights of the rows that count), "sum", or "none" ([...]).
+        group: the ranks that share the vocabulary (docs/parallel.md): logits, sets, probabilities, class weights and a q that is no number are then this
+            rank's shard, class indices those of the whole vocabulary. Not needed for DTensors, which say it themselves. First derivatives alone.
 
     Returns:
-        A scalar, or [...] for "none", in the dtype of logits. If every row is ignored, a zero with a gradient of zero.
+        A scalar, or [...] for "none", in the dtype of logits; on a group the same on every rank. If every row is ignored, a zero with a gradient of zero.
 
     Raises:
         ValueError: shapes that do not fit, an unknown name, a class outside [0, V), probabilities that are negative or do not sum to one, an empty set or a
-            kind of target that the objective does not take, a q with zeros.
-        TypeError: a dtype that does not fit.
+            kind of target that the objective does not take, a q with zeros; ranks of a group that disagree, on each of them.
+        TypeError: a dtype that does not fit; on a group, an objective that needs whole rows.
 
     Example:
         >>> logits, target = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([0])
@@ -83,19 +85,35 @@ def supervised(
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
             reduction=reduction,
+            group=group,
         )
         total = _plus(total, factor, part)
     if others is None:
         assert total is not None
         return total
-    check_vocabulary("logits", check_floating("logits", logits, "[..., V]"))
-    if is_sharded(logits):
-        raise TypeError("logits: got a DTensor; this objective needs whole rows: pass logits.full_tensor()")
-    inside = torch.promote_types(logits.dtype, torch.float32)
-    given = _given(others, logits.shape, logits.device, target, q, weight, label_smoothing, ignore_index, inside)
-    z = logits.reshape(-1, logits.shape[-1]).to(inside)
-    rows = labelled_rows(z, given.y, given.log_q, given.class_weight, others, given.labels) + given.checked
-    rows = reduce(rows, given.size, reduction, logits.shape[:-1]).to(logits.dtype)
+    with Meeting(group) as meeting:
+        check_floating("logits", logits, "[..., V]")
+        logits, target = meeting.shard("logits", logits, -1), sharded_target(meeting, target)
+        q, weight = meeting.shard("q", q), meeting.shard("weight", weight)
+        check_vocabulary("logits", logits)
+        v, inside = logits.shape[-1], torch.promote_types(logits.dtype, torch.float32)
+        told = given(others, logits.shape, logits.device, target, q, weight, label_smoothing, ignore_index, inside)
+        if meeting.group is not None:
+            check_shareable(told.table, inside)
+        vocab = meeting.agree(
+            v,
+            told.indices,
+            call="supervised",
+            **told.facts,
+            rows=logits.shape[:-1],
+            dtype=logits.dtype,
+            reduction=reduction,
+            derivative=torch.is_grad_enabled() and logits.requires_grad,
+        )
+    z, checked, size = logits.reshape(-1, v).to(inside), told.checked(v, vocab), told.size(vocab).to(inside)
+    whole = lambda: labelled_rows(z, told.y, told.log_q, told.class_weight, others, told.labels)
+    rows = shared_rows(z, told.shared(vocab)) if vocab.group else whole()
+    rows = reduce(rows + checked, size, reduction, logits.shape[:-1]).to(logits.dtype)
     return _plus(total, 1.0, rows)
 
 
@@ -114,6 +132,7 @@ def linear_supervised(
     ignore_index: int = -100,
     reduction: str = "mean",
     memory: int = MEMORY,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """`supervised` of logits = cap(scale (hidden @ weight.T + bias)) that are never stored.
 
@@ -128,10 +147,12 @@ def linear_supervised(
         scale: a factor on the logits.
         class_weight: `supervised`'s weight, [V].
         memory: bytes that a tile of logits may take.
+        group: the ranks that share the vocabulary (docs/parallel.md): weight, bias, class weights, sets, probabilities and a q that is no number are then
+            this rank's shard; hidden and class indices are the same on every rank, whole. Not needed for DTensors, which say it themselves.
 
     Returns:
-        A scalar or [...] for "none", float32 at least. Any upstream gradient and second derivatives are right; "mean" and "sum" of class indices make their
-        gradients in the forward pass.
+        A scalar or [...] for "none", float32 at least. Any upstream gradient and, without a group, second derivatives are right; "mean" and "sum" of class
+        indices make their gradients in the forward pass.
 
     Raises:
         ValueError, TypeError: as `supervised`, and for shapes, dtypes or devices of the head that do not fit.
@@ -165,32 +186,43 @@ def linear_supervised(
             ignore_index=ignore_index,
             reduction=reduction,
             memory=memory,
+            group=group,
         )
         total = _plus(total, factor, part)
     if others is None:
         assert total is not None
         return total
-    hidden, weight, bias = autocast(hidden, weight, bias)
-    lead = check_head(hidden, weight, bias, softcap, scale)
-    inside = torch.promote_types(hidden.dtype, torch.float32)
-    shape = torch.Size((*lead, len(weight)))
-    given = _given(others, shape, hidden.device, target, q, class_weight, label_smoothing, ignore_index, inside)
-    rows = labelled_head(
-        others,
-        hidden,
-        weight,
-        bias,
-        given.y,
-        log_q=given.log_q,
-        class_weight=given.class_weight,
-        labels=given.labels,
-        size=given.size,
-        softcap=softcap,
-        scale=float(scale),
-        reduction=reduction,
-        memory=memory,
-    )
-    return _plus(total, 1.0, rows + given.checked)
+    with Meeting(group) as meeting:
+        hidden, weight = meeting.whole("hidden", hidden), meeting.shard("weight", weight)
+        bias, target = meeting.shard("bias", bias), sharded_target(meeting, target)
+        q, class_weight = meeting.shard("q", q), meeting.shard("class_weight", class_weight)
+        hidden, weight, bias = autocast(hidden, weight, bias)
+        lead = check_head(hidden, weight, bias, softcap, scale)
+        v, inside = len(weight), torch.promote_types(hidden.dtype, torch.float32)
+        shape = torch.Size((*lead, v))
+        told = given(others, shape, hidden.device, target, q, class_weight, label_smoothing, ignore_index, inside)
+        if meeting.group is not None:
+            check_shareable(told.table, inside)
+        vocab = meeting.agree(
+            v,
+            told.indices,
+            {"hidden": hidden},
+            call="linear_supervised",
+            **told.facts,
+            softcap=softcap,
+            scale=scale,
+            reduction=reduction,
+            memory=memory,
+            **ranks_share(hidden, weight, bias),
+        )
+    checked, size = told.checked(v, vocab), told.size(vocab).to(inside)
+    options = {"size": size, "softcap": softcap, "scale": float(scale), "reduction": reduction, "memory": memory}
+    if vocab.group:
+        rows = shared_head(hidden, weight, bias, told.shared(vocab), **options)
+    else:
+        columns = {"log_q": told.log_q, "class_weight": told.class_weight}
+        rows = labelled_head(others, hidden, weight, bias, told.y, **columns, labels=told.labels, **options)
+    return _plus(total, 1.0, rows + checked)
 
 
 def _apart(objective: LabelObjective) -> tuple[list[tuple[float, FenchelYoung]], LabelObjective | None]:
@@ -205,80 +237,3 @@ def _apart(objective: LabelObjective) -> tuple[list[tuple[float, FenchelYoung]],
 def _plus(total: Tensor | None, factor: float, part: Tensor) -> Tensor:
     part = part if factor == 1 else factor * part
     return part if total is None else total + part
-
-
-@dataclass(frozen=True)
-class _Given:
-    """The checked arguments of both doors."""
-
-    y: Tensor
-    log_q: Tensor | None
-    class_weight: Tensor | None
-    labels: Labels
-    size: Tensor
-    checked: Tensor
-
-
-def _given(
-    objective: LabelObjective,
-    shape: torch.Size,
-    device: torch.device,
-    target: Any,
-    q: float | Tensor | None,
-    weight: Tensor | None,
-    label_smoothing: float,
-    ignore_index: int,
-    dtype: torch.dtype,
-) -> _Given:
-    v, kind = shape[-1], type(objective).__name__
-    labels = Labels(check_smoothing(label_smoothing), ignore_index)
-    class_weight = check_class_weight("weight", weight, v, device, dtype)
-    if isinstance(target, Tensor) and target.device != device:
-        raise ValueError(f"target: got device {target.device}, the logits are on {device}; move one of them")
-    if labels.label_smoothing > 0 and not objective.takes >= DISTRIBUTION:
-        raise ValueError(f"label_smoothing: got {label_smoothing}, but {kind} takes no probabilities; leave it out")
-    if isinstance(target, Tensor) and target.dtype == torch.bool:
-        y, checked = _sets(objective, shape, target, dtype)
-        if weight is not None or label_smoothing > 0:
-            raise ValueError("target: got sets of classes with class weights or label smoothing; leave these out")
-    else:
-        y, indices = check_target(shape, target, ignore_index, dtype)
-        if not indices and not objective.takes >= DISTRIBUTION:
-            others = ", or sets [..., V] (bool)" if objective.takes >= SET else ""
-            raise ValueError(f"target: got probabilities, but {kind} does not take them; pass class indices{others}")
-        checked = check_values(y, v, ignore_index)
-    size = (
-        mean_size(y, y != ignore_index, class_weight).to(dtype)
-        if y.dim() == 1
-        else torch.full((), float(len(y)), dtype=dtype, device=device)
-    )
-    return _Given(y, _log_q(q, v, device, dtype), class_weight, labels, size, checked)
-
-
-def _sets(objective: LabelObjective, shape: torch.Size, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Sets of classes as zeros and ones [N, V]; and a zero, once they are known to be what the objective takes."""
-    if not objective.takes >= SET:
-        kind = type(objective).__name__
-        raise ValueError(f"target: got sets of classes (bool), but {kind} does not take them; pass class indices")
-    if target.shape != shape:
-        raise ValueError(f"target: got sets of shape {list(target.shape)}; pass bool {list(shape)}, as the logits")
-    y = target.reshape(-1, shape[-1])
-    if not objective.takes >= LABELS and not torch.compiler.is_compiling() and not bool(y.any(-1).all()):
-        raise ValueError("target: got a row without any class; pass one class or more per row, or leave the row out")
-    return y.to(dtype), torch.zeros((), dtype=dtype, device=y.device)
-
-
-def _log_q(q: float | Tensor | None, v: int, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-    """log q [V], or None for a q that is the same for all classes."""
-    if q is None:
-        return None
-    if not isinstance(q, Tensor):
-        q = torch.as_tensor(q, dtype=dtype, device=device)
-    check_floating("q", q, f"[{v}]")
-    if tuple(q.shape) not in ((), (v,)) or q.device != device or q.requires_grad:
-        raise ValueError(
-            f"q: got shape {list(q.shape)} on {q.device}; pass a number or a constant [V] = [{v}] on {device} (a measure per row needs a generator's loss)"
-        )
-    if not torch.compiler.is_compiling() and not bool(((q > 0) & (q < torch.inf)).all()):
-        raise ValueError("q: got a class that is not positive and finite; pass positive numbers (add a small count)")
-    return None if q.dim() == 0 else q.to(dtype).log()
