@@ -8,13 +8,12 @@ FEW = {"reverse_kl", "alpha:1.5", "gce:0.7", "margin:1.5"}
 
 def equal(world: int) -> dict[str, Case]:
     """On four ranks, those of a few generators and objectives."""
+    kinds = {"dense": dense_cases.CASES, "head": head_cases.CASES}
+    if world == 4:
+        kinds["supervised"] = label_cases.CASES  # on two, they have a test of their own
     some = {
         f"{kind} {name}": case
-        for kind, cases in (
-            ("dense", dense_cases.CASES),
-            ("head", head_cases.CASES),
-            ("supervised", label_cases.CASES),
-        )
+        for kind, cases in kinds.items()
         for name, case in cases.items()
         if world == 2 or FEW & set(name.split())
     }

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.parallel import all_cases
+from tests.parallel import all_cases, label_cases
 from tests.parallel.count_cases import REDUCTIONS, SIZES, SMOOTH, SPARSE, STEEP
-from tests.parallel.ranks import check, run
+from tests.parallel.ranks import Case, check, run
 from tests.parallel.refusal_cases import REFUSALS
 
 # in the worst case, with the processes of other tests on all cores
@@ -23,9 +23,9 @@ def run_all(world: int, folder: Path) -> list[dict[str, Any]]:
     return run("tests.parallel.all_cases", world, folder, timeout=280)
 
 
-def check_equal(found: list[dict[str, Any]]) -> None:
+def check_equal(found: list[dict[str, Any]], cases: dict[str, Case]) -> None:
     wrong = {}
-    for name, case in all_cases.equal(len(found)).items():
+    for name, case in cases.items():
         torch.manual_seed(0)
         try:
             check(case, [results[name] for results in found], 1e-6 if "float32" in name else 1e-10)
@@ -68,10 +68,14 @@ def check_counts(found: list[dict[str, Any]]) -> None:
 
 def test_two_ranks(tmp_path):
     found = run_all(2, tmp_path)
-    check_equal(found)
+    check_equal(found, all_cases.equal(2))
     check_refused(found)
     check_counts(found)
 
 
 def test_four_ranks(tmp_path):
-    check_equal(run_all(4, tmp_path))
+    check_equal(run_all(4, tmp_path), all_cases.equal(4))
+
+
+def test_supervised_objectives_on_two_ranks(tmp_path):
+    check_equal(run("tests.parallel.label_cases", 2, tmp_path, timeout=280), label_cases.CASES)

@@ -62,7 +62,7 @@ def sharded(*arguments: Any) -> Any:
     *tensors, on = arguments
     first = tensors[0]
     program = recorded_rows(on.fn, on.of, on.kinds, first.dtype)
-    sizes = dict(zip((ROWS, COLUMNS), first.shape, strict=True))
+    sizes: dict[int, int] = dict(zip((ROWS, COLUMNS), first.shape, strict=True))
     values: dict[Node, Any] = {}
     given = iter(tensors)
     for node in program.graph.nodes:
