@@ -1,16 +1,14 @@
 """Every case, by its kind: what ranks must find as one process does, what they must refuse, what they must not need more of."""
 
-from tests.parallel import count_cases, dense_cases, head_cases, label_cases, mesh_cases, refusal_cases
+from tests.parallel import count_cases, dense_cases, head_cases, mesh_cases, refusal_cases
 from tests.parallel.ranks import Case
 
-FEW = {"reverse_kl", "alpha:1.5", "gce:0.7", "margin:1.5"}
+FEW = {"reverse_kl", "alpha:1.5"}
 
 
 def equal(world: int) -> dict[str, Case]:
-    """On four ranks, those of a few generators and objectives."""
+    """On four ranks, those of a few generators."""
     kinds = {"dense": dense_cases.CASES, "head": head_cases.CASES}
-    if world == 4:
-        kinds["supervised"] = label_cases.CASES  # on two, they have a test of their own
     some = {
         f"{kind} {name}": case
         for kind, cases in kinds.items()
