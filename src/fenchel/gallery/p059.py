@@ -164,6 +164,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     dots(left, by_method(measured, names, "accuracy"), label="accuracy", percent=True)
     dots(right, by_method(measured, names, "nll"), label="negative log-likelihood, nats")
+    right.locator_params(axis="x", nbins=4)
 
 
 PAPER = Paper(

@@ -165,7 +165,7 @@ def draw(figure: Figure, measured: Sequence[Measurements]) -> None:
         "greedy": "quality of greedy continuations",
     }
     for axes, (key, label) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
-        dots(axes, by_method(measured, names, key), label=label)
+        dots(axes, by_method(measured, names, key), label=label, percent=key != "correlation")
 
 
 PAPER = Paper(
