@@ -32,6 +32,12 @@ HELPED = (
         "40 % of labels wrong: accuracy gain of generalised cross-entropy (tau = 1.7) over cross-entropy",
     ),
     Line(
+        "Many labels are wrong, a few are known to be right, and the wrong ones are to be corrected",
+        "`meta_label_gradient`: descent on the labels",
+        "P031",
+        "share of right labels: gain of correction over the given ones",
+    ),
+    Line(
         "Which labels are wrong is to be seen",
         "`aldr_rows`: a temperature per example",
         "P018",
@@ -305,6 +311,12 @@ DID_NOT = (
         "40 % of labels wrong: accuracy gain of ALDR over LDR",
     ),
     Line(
+        "Many labels are wrong, a few are known to be right",
+        "training on labels that `meta_label_gradient` corrected, over the given ones",
+        "P031",
+        "40 % of labels wrong: accuracy gain of corrected labels over the given ones",
+    ),
+    Line(
         "Inputs are attacked",
         "`adversarial_comp_sum` over cross-entropy of attacked inputs",
         "P011",
@@ -315,6 +327,12 @@ DID_NOT = (
         "`running_weights` over the mean of the attacked losses",
         "P030",
         "accuracy under attack: gain of the running weights over uniform ones",
+    ),
+    Line(
+        "Known classes are labelled in part, others are to be found among the unlabelled samples",
+        "`local_entropy` and `dual_view_divergence` over agreement of views alone",
+        "P051",
+        "unlabelled samples of known classes: accuracy gain of both terms",
     ),
     Line(
         "Environments differ in a shortcut",
