@@ -146,8 +146,8 @@ PAPER = Paper(
     draw=draw,
     seeds=6,
     notes="The paper's teacher, a network that proposes labels, and its objectives are not built: here each label has logits of its own. The "
-    "size of that step (0.2, 0.5 and 1) and the learning rates were chosen on seeds 100 and 101, on part of a grid, by accuracy, where the noisy labels, with their own rate, "
-    "stayed ahead. The bounds were stated before the run.",
+    "size of that step (0.2, 0.5 and 1) and the learning rates were chosen on seeds 100 and 101, on part of a grid, by accuracy, where the noisy "
+    "labels, with their own rate, stayed ahead. The bounds were stated before the run.",
     size=(8.0, 2.2),
 )
 

@@ -183,7 +183,8 @@ PAPER = Paper(
     draw=draw,
     seeds=5,
     notes="Derived from the abstract. Learning rates, and beta, were chosen on seeds 100 and 101 for each method by the likelihood of held-out text. "
-    "The aligned model was trained for 1200 steps then, and for 800 in the run. The filter is told the share that is garbled. One aligned model; the paper has several.",
+    "The aligned model was trained for 1200 steps then, and for 800 in the run. "
+    "The filter is told the share that is garbled. One aligned model; the paper has several.",
     size=(8.0, 2.3),
 )
 
