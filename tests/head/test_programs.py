@@ -331,3 +331,54 @@ def test_a_number_that_depends_on_v_is_no_constant_of_a_program():
     for fn in (gradient, lambda x: x.sum(1) * x.shape[1]):
         with pytest.raises(Unwritable, match="depends on V"):
             programs.program(fn, (torch.randn(6, 33),))
+
+
+def passes_of(fn, *args):
+    """The program of a function in C, and how many of its passes may be left out."""
+    code = programs._written(fn, programs.sample_of(args), "row").code
+    return code.count("for (int64_t b"), code.count("if (!")
+
+
+def root(z: Tensor, goal: Tensor, steps: int = 12) -> Tensor:
+    """t with sum_j exp(z_j + t) = goal by Newton's steps, of which those after `done` do nothing."""
+    t = torch.zeros_like(goal)
+    done = goal < 0
+    for _ in range(steps):
+        total = (z + t).exp().sum(1, keepdim=True)
+        step = (goal - total) / total
+        t, done = torch.where(done, t, t + step), done | (step.abs() < 1e-3)
+    return t
+
+
+@each_type
+def test_passes_that_nothing_needs_once_a_condition_holds_are_left_out(dtype):
+    z = torch.randn(6, 50, dtype=dtype)
+    # rows that are done before the first pass, after some, and never
+    goal = torch.tensor([[-1.0], [50.0], [60.0], [80.0], [300.0], [2e3]], dtype=dtype)
+    got, want = run(root, z, goal)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6)
+    assert got[0] == 0
+    assert passes_of(root, z, goal) == (12, 12)
+
+
+def test_a_pass_that_is_needed_for_anything_else_is_made():
+    def fn(z: Tensor, goal: Tensor) -> Tensor:
+        done = goal < 0
+        total = z.exp().sum(1, keepdim=True)
+        return torch.where(done, goal, total) + torch.where(goal > 5, total, 0.0)
+
+    z, goal = torch.randn(6, 50), torch.tensor([[-1.0], [-2.0], [3.0], [6.0], [7.0], [8.0]])
+    got, want = run(fn, z, goal)
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
+    assert passes_of(fn, z, goal) == (1, 0)
+
+
+def test_what_a_pass_that_may_be_left_out_computes_is_not_read_back():
+    def fn(z: Tensor, goal: Tensor) -> Tensor:
+        best = torch.where(goal < 0, goal, z.sigmoid().sum(1, keepdim=True))
+        return (z.sigmoid() * best).sum(1)
+
+    z, goal = torch.randn(6, 50), torch.tensor([[-1.0], [-2.0], [3.0], [-6.0], [7.0], [8.0]])
+    got, want = run(fn, z, goal)
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
+    assert passes_of(fn, z, goal) == (2, 1)

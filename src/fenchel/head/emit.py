@@ -2,7 +2,8 @@
 
 A function of tiles [n, V] is traced to elementary operations (`trace`) and written as a C function of one row. Each reduction over the row ends a
 loop; later loops compute again what is cheap and read back what took an elementary function, which the first loop to compute it keeps in a scratch row.
-All passes over a row run while it lies in the core's own cache, and nothing of size [n, V] is made beside what the function writes.
+All passes over a row run while it lies in the core's own cache, and nothing of size [n, V] is made beside what the function writes. A pass that nothing needs
+once a condition holds is left out where it does (`skipped`).
 
 Numbers that a row has one of are computed in double; entries in REAL, by `vector.h`. What cannot be written raises `Unwritable`.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.fx import Graph
 
 from .lowered import Loop, Lowered, Unwritable, Value, broadcast, kind_of, lowered
+from .skipped import skipped
 
 __all__ = ["Program", "emit", "emit_scalar"]
 
@@ -56,8 +58,8 @@ def emit(graph: Graph, inputs: list[Tensor], constants: Callable[[str], Tensor],
     last = max([len(of.loops) - 1] + [v.level for v in stores])
     loops = of.loops + [Loop() for _ in range(last + 1 - len(of.loops))]
     loops[last:] = [replace(x, writes=[(f"store[{i}]", v) for i, v in enumerate(stores)]) for x in loops[last:]]
-    body, scratch = _body(of, loops)
     numbers = [v for kind, v, _ in of.result if kind != "entry"]
+    body, scratch = _body(of, loops, skipped(of, loops, numbers))
     code = "\n".join(
         [
             f"static void {name}(int64_t v, REAL *const *in, REAL *const *store, double *out, REAL *scratch) {{",
@@ -88,7 +90,7 @@ def emit_scalar(graph: Graph, constants: Callable[[str], Tensor], name: str) -> 
     return "\n".join([f"static double {name}(double x) {{", "    (void)x;", *lines, f"    return {result};", "}"])
 
 
-def _body(of: Lowered, loops: list[Loop]) -> tuple[list[str], int]:
+def _body(of: Lowered, loops: list[Loop], skip: dict[int, Value]) -> tuple[list[str], int]:
     """The statements, and how many scratch rows they use."""
     first: dict[str, int] = {}  # the loop that computes an entry first
     kept: dict[str, int] = {}  # scratch rows
@@ -97,12 +99,14 @@ def _body(of: Lowered, loops: list[Loop]) -> tuple[list[str], int]:
         used: dict[str, bool] = {}
         for _, value in (*loop.sums, *loop.tops, *loop.writes):
             _need(of, value, number, used, first, kept)
+        if number in skip:  # what may not be computed there is not to be read back
+            first = {name: at for name, at in first.items() if at != number}
         needs.append(used)
     lines: list[str] = []
     done: set[int] = set()
     for number, loop in enumerate(loops):
         lines += _numbers(of, number, done)
-        lines += _loop(of, number, loop, needs[number], first, kept)
+        lines += _loop(of, number, loop, needs[number], first, kept, skip.get(number))
     lines += _numbers(of, len(loops), done)
     return lines, len(kept)
 
@@ -133,13 +137,19 @@ def _numbers(of: Lowered, number: int, done: set[int]) -> list[str]:
 
 
 def _loop(
-    of: Lowered, number: int, loop: Loop, used: dict[str, bool], first: dict[str, int], kept: dict[str, int]
+    of: Lowered,
+    number: int,
+    loop: Loop,
+    used: dict[str, bool],
+    first: dict[str, int],
+    kept: dict[str, int],
+    skip: Value | None,
 ) -> list[str]:
     names = [(n, v) for n, v in loop.sums]
     lines = [f"    {'int64_t' if v.truth else 'double'} {n} = 0;" for n, v in names]
     lines += [f"    Vec {n}_v = splat(-INFINITY); Mask {n}_nan = {{0}};" for n, _ in loop.tops]
     # short sums in REAL, added up in double
-    lines.append("    for (int64_t b = 0; b < v; b += 1024) {")
+    lines.append(f"    {'' if skip is None else f'if (!{skip.text}) '}for (int64_t b = 0; b < v; b += 1024) {{")
     lines.append("        const int64_t end = b + 1024 < v ? b + 1024 : v;")
     lines += [f"        {'Mask' if v.truth else 'Vec'} {n}_v = {{0}};" for n, v in names]
     lines.append("        int64_t j = b;")

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 
 from .trace import COLUMNS, ROWS
 
-__all__ = ["VIEWS", "Loop", "Lowered", "Unwritable", "Value", "broadcast", "kind_of", "lowered"]
+__all__ = ["CHOICE", "EITHER", "VIEWS", "Loop", "Lowered", "Unwritable", "Value", "broadcast", "kind_of", "lowered"]
 
 aten = torch.ops.aten
 
@@ -35,6 +35,8 @@ class Value:
     parts: "tuple[Value, ...]" = ()
 
 
+# of numbers: what may leave a part of its arguments unused
+CHOICE, EITHER = "({0} ? {1} : {2})", "{0} | {1}"
 # elementary functions: of vectors, of doubles; what follows is computed again rather than kept where it is needed twice
 _FUNCTIONS: dict[Any, tuple[str, str]] = {
     aten.exp.default: ("vexp({0})", "exp({0})"),
@@ -73,8 +75,8 @@ _COMPARISONS = {
 _LOGIC = {
     aten.logical_and.default: "{0} & {1}",
     aten.bitwise_and.Tensor: "{0} & {1}",
-    aten.logical_or.default: "{0} | {1}",
-    aten.bitwise_or.Tensor: "{0} | {1}",
+    aten.logical_or.default: EITHER,
+    aten.bitwise_or.Tensor: EITHER,
 }
 # the same value under another shape
 VIEWS = {
@@ -122,6 +124,7 @@ class Lowered:
         stores: the arguments that are written, by place, and what is written there.
         result: of each result its kind ("entry", "row", "count"), value and shape.
         definitions: the expression of each entry, by name.
+        numbers: of each number of the row that `between` defines its form, as in `CHOICE`, and its arguments.
         heavy: names of entries that took an elementary function.
     """
 
@@ -135,6 +138,7 @@ class Lowered:
         self.result: list[tuple[str, Value, tuple[int, ...]]] = []
         self.heavy: set[str] = set()
         self.definitions: dict[str, tuple[str, Value]] = {}
+        self.numbers: dict[str, tuple[str, tuple[Value, ...]]] = {}
         self.same: dict[str, Value] = {}  # an expression that was written before
         dtypes = {x.dtype for x in inputs}
         if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.float64}:
@@ -238,7 +242,7 @@ class Lowered:
         if target is aten.isnan.default:
             return self._make("(Mask)({0} != {0})", "({0} != {0})", args, truth=True)
         if packet is aten.where:
-            return self._make("choose({0}, {1}, {2})", "({0} ? {1} : {2})", args)
+            return self._make("choose({0}, {1}, {2})", CHOICE, args)
         if packet is aten.masked_fill:
             return self._make("choose({1}, {2}, {0})", "({1} ? {2} : {0})", args)
         if target is aten.softplus.default:
@@ -307,6 +311,7 @@ class Lowered:
             name = f"r{len(self.between)}"
             self.between.append((level, f"const {'int' if truth else 'double'} {name} = {text};"))
             self.same[text] = Value(name, False, truth, False, level)
+            self.numbers[name] = scalar, tuple(args)
         return self.same[text]
 
     def _sum(self, node: Node) -> Value:

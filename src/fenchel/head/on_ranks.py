@@ -1,11 +1,11 @@
 """A function of whole rows on a shard of the vocabulary: its program, in which every sum and maximum over classes is one over all ranks' classes.
 
 The function is recorded as for a row program (`programs`), its gradient with it, and knows nothing of ranks. A program is made of elementwise operations and
-of reductions over the classes. The former need a shard alone, and of the latter each is followed by an all-reduce: as many as the program has reductions,
-whatever V is. What is no such program is refused when it is recorded, before any rank waits for another.
+of reductions over the classes. The former need a shard alone, and the latter are followed by an all-reduce: one for all sums, and one for all maxima, that can
+be made at once, whatever V is. What is no such program is refused when it is recorded, before any rank waits for another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -65,7 +65,8 @@ def sharded(*arguments: Any) -> Any:
     sizes: dict[int, int] = dict(zip((ROWS, COLUMNS), first.shape, strict=True))
     values: dict[Node, Any] = {}
     given = iter(tensors)
-    for node in program.graph.nodes:
+    for nodes in program.order:
+        node = nodes[0]
         if node.op == "placeholder":
             values[node] = next(given)
         elif node.op == "get_attr":
@@ -73,23 +74,27 @@ def sharded(*arguments: Any) -> Any:
             values[node] = torch.full(like.shape, number, dtype=like.dtype, device=first.device)
         elif node.op == "output":
             return map_arg(node.args[0], values.__getitem__)
+        elif _reduces(node):
+            values.update(zip(nodes, _reduced(nodes, values, first.dtype, on.vocab), strict=True))
         else:
-            values[node] = _value(node, values, sizes, first.dtype, on.vocab)
-        for unused in program.last.get(node, ()):
+            target: Any = node.target
+            args, kwargs = (_resized(map_arg(a, values.__getitem__), sizes) for a in (node.args, node.kwargs))
+            values[node] = target(*args, **kwargs)
+        for unused in program.last.get(nodes, ()):
             del values[unused]
     raise AssertionError("a graph without an output")
 
 
-def _value(node: Node, values: dict[Node, Any], sizes: dict[int, int], dtype: torch.dtype, vocab: Vocabulary) -> Any:
-    args, kwargs = (_resized(map_arg(a, values.__getitem__), sizes) for a in (node.args, node.kwargs))
-    if not _reduces(node):
-        target: Any = node.target
-        return target(*args, **kwargs)
+def _reduced(
+    nodes: tuple[Node, ...], values: dict[Node, Any], dtype: torch.dtype, vocab: Vocabulary
+) -> Iterator[Tensor]:
     # counts too are added in the dtype of logits: a stage's numbers are of one
-    [out] = (vocab.sums if node.target is aten.sum.dim_IntList else vocab.maxima)(args[0].to(dtype))
-    out = out.to(node.meta["val"].dtype)
-    keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
-    return out if keep else out.squeeze(-1)
+    shards = (values[node.all_input_nodes[0]].to(dtype) for node in nodes)
+    found = (vocab.sums if nodes[0].target is aten.sum.dim_IntList else vocab.maxima)(*shards)
+    for node, out in zip(nodes, found, strict=True):
+        keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        out = out.to(node.meta["val"].dtype)
+        yield out if keep else out.squeeze(-1)
 
 
 def _resized(a: Any, sizes: dict[int, int]) -> Any:
@@ -105,11 +110,19 @@ def _resized(a: Any, sizes: dict[int, int]) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A program, the numbers that stand in it, and the values that are used for the last time at each node."""
+    """A program.
+
+    Attributes:
+        graph: whose nodes they are.
+        order: what is evaluated after what: nodes one by one, and all sums or all maxima that need the same number of reductions before them together.
+        numbers: those that stand in it.
+        last: the values that are used for the last time at each step of the order.
+    """
 
     graph: Graph
+    order: tuple[tuple[Node, ...], ...]
     numbers: dict[Node, tuple[float, Tensor]]
-    last: dict[Node, list[Node]]
+    last: dict[tuple[Node, ...], list[Node]]
 
 
 @cache
@@ -130,10 +143,8 @@ def recorded_rows(fn: Callable[..., Any], of: Any, kinds: tuple[str, ...], dtype
     )
     if numbers_of(graph) != numbers_of(wider):
         raise Unwritable("a number in it depends on V")
-    place = {node: i for i, node in enumerate(graph.graph.nodes)}
     numbers: dict[Node, tuple[float, Tensor]] = {}
-    last: dict[Node, list[Node]] = {}
-    for node in place:
+    for node in graph.graph.nodes:
         if node.op == "get_attr":
             constant = getattr(graph, str(node.target))
             if constant.numel() != 1:
@@ -141,9 +152,30 @@ def recorded_rows(fn: Callable[..., Any], of: Any, kinds: tuple[str, ...], dtype
             numbers[node] = constant.item(), constant
         elif node.op == "call_function":
             _check(node)
+    order = _order(graph.graph)
+    place = {node: i for i, nodes in enumerate(order) for node in nodes}
+    last: dict[tuple[Node, ...], list[Node]] = {}
+    for node in place:
         if node.users:
-            last.setdefault(max(node.users, key=place.__getitem__), []).append(node)
-    return Recorded(graph.graph, numbers, last)
+            last.setdefault(order[max(place[user] for user in node.users)], []).append(node)
+    return Recorded(graph.graph, order, numbers, last)
+
+
+def _order(graph: Graph) -> tuple[tuple[Node, ...], ...]:
+    """By how many reductions stand before a node; of those with the same number, sums and maxima last and together. What is written, is written at the end."""
+    level: dict[Node, int] = {}
+    for node in graph.nodes:
+        level[node] = max((level[x] + _reduces(x) for x in node.all_input_nodes), default=0)
+    first = [node for node in level if node.op == "placeholder"]
+    last = [node for node in level if node.target is aten.copy_.default or node.op == "output"]
+    order = [(node,) for node in first]
+    for number in range(max(level.values()) + 1):
+        here = [node for node in level if level[node] == number and node not in first and node not in last]
+        order += [(node,) for node in here if not _reduces(node)]
+        for target in (aten.amax.default, aten.sum.dim_IntList):
+            some = tuple(node for node in here if _reduces(node) and node.target is target)
+            order += [some] if some else []
+    return (*order, *((node,) for node in last))
 
 
 def _check(node: Node) -> None:
