@@ -251,3 +251,18 @@ def test_probability_targets_keep_the_dtype():
     for reduction in ("none", "mean", "sum"):
         loss = linear_fenchel_young(hidden, weight, torch.full((3, 5), 0.2), "alpha:1.5", reduction=reduction)
         assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "name", ["reverse_kl", "jeffreys", "neyman", "alpha:-0.5", "alpha:-3", "alpha:0.1", "hellinger"]
+)
+@pytest.mark.parametrize("gradient", [True, False])
+def test_the_value_in_a_large_vocabulary_is_right_to_the_digits_of_float32(name, gradient):
+    """Where f(0) is infinite it is what is left of terms that are V^(1 - alpha) times as large."""
+    made = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(8, 16, generator=made), torch.randn(30_000, 16, generator=made) * 0.1
+    y = torch.arange(8) * 3000
+    got = linear_fenchel_young(hidden.requires_grad_(gradient), weight, y, name, reduction="none").detach()
+    want = fenchel_young(hidden.detach().double() @ weight.double().T, y, name, reduction="none")
+    # of the size of the losses: a row's own may be what is left of its largest and its label's logit
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-6 * float(want.abs().max()))

@@ -268,6 +268,21 @@ def test_gradients(name):
     assert gradcheck(lambda z: supervised(z, classes(2, 4), name, reduction="none"), (z,))
 
 
+# all but those that are 0 there, are no float32 (p^10), or turn where two probabilities are equal
+@pytest.mark.parametrize(
+    "name", [n for n in OWN if n not in ("probability:1,0.05", "probability:10", "f_divergence:tv")]
+)
+def test_gradients_in_float32_keep_their_digits_in_a_large_vocabulary(name):
+    # logits as a model's are when it begins: the label's probability is near 1/V, and what is small beside 1 must not be taken from it
+    z = logits(4, 20_000, scale=0.45)
+    y = torch.tensor([3, 70, 11_000, 19_999])
+    want, got = (
+        torch.autograd.grad(supervised(x, y, name), x)[0]
+        for x in (z.double().requires_grad_(), z.float().requires_grad_())
+    )
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=2e-5 * float(want.abs().max()))
+
+
 @pytest.mark.parametrize("name", ["gce:0.7", "3*nce + 1.5*agce", "z_loss", "ldr:0.7,2", "decoupled", "binary:1,2.5"])
 def test_second_derivatives_fused(name):
     results = []

@@ -55,11 +55,23 @@ def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, of: Ope
 
 
 def land_(d: Tensor, top: Tensor, q: Tensor, c: Tensor, of: Operator) -> Tensor:
-    """`finish_` from a threshold that was solved for in less precision than d has: S and dS/dtop of the last step are summed here."""
-    op = operator_of(of.g)
-    u = op.unlink(top - d)
-    mass, spread = of.vocab.sums(q * u, q * op.spread(u))
-    return _finished(d, u, top, (1 - mass) / spread, q, c, of)
+    """`finish_` from a threshold that was solved for in less precision than d has: the last step is summed here."""
+    u = operator_of(of.g).unlink(top - d)
+    shift, less = _last_step(u, q, of)
+    return _finished(d, u, top, shift, q, c, of) - less
+
+
+def landed(d: Tensor, top: Tensor, q: Tensor, of: Operator) -> Tensor:
+    """`value` from such a threshold."""
+    _, less = _last_step(operator_of(of.g).unlink(top - d), q, of)
+    return value(d, top, q, of) - less
+
+
+def _last_step(u: Tensor, q: Tensor, of: Operator) -> tuple[Tensor, Tensor]:
+    """Newton's step of the threshold, [N, 1], and what it takes off the value, [N], which shows where little is left of the value's terms: f(0) = inf."""
+    mass, spread = of.vocab.sums(q * u, q * operator_of(of.g).spread(u))
+    shift = (1 - mass) / spread
+    return shift, ((1 - mass) * shift / 2).squeeze(-1)
 
 
 def _finished(d: Tensor, u: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, of: Operator) -> Tensor:

@@ -11,6 +11,7 @@ For a generator with finite f'(0) the gradient is sparse, and the way through a 
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from .tiles import (
     distances_,
     finish_,
     land_,
+    landed,
     measure_of,
     packed,
     positive,
@@ -189,8 +191,7 @@ class YoungKernel:
         """Losses of a block of distances below the best; with c, they become c (p - y)."""
         wide = d.to(working_dtype(self.g, d.dtype))
         if found is None:
-            # without an edge to fall off, a threshold to the logits' own digits is near enough for the last step to give all that are asked for
-            near = wide if self.g.sparse else d
+            near = d if _forgives(self.g) else wide
             found = solved(near, self.q.to(near.dtype), self.g, self.entries, self.vocab)
         losses = self._block(wide, found, y, c)
         if c is not None and wide is not d:
@@ -239,11 +240,12 @@ class YoungKernel:
     def _block(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor | None) -> Tensor:
         gap, offset, count = self._target(d, y)
         of, top = Operator(self.g, self.vocab), found.top.to(d.dtype)
+        solved_for = found.top.dtype == d.dtype
         if c is None:
-            return gap + tile_function(value, of, self.entries)(d, top, self.q) + offset
+            return gap + tile_function(value if solved_for else landed, of, self.entries)(d, top, self.q) + offset
         live = None if count is None else d < INF
         c = c.to(d.dtype).unsqueeze(1)
-        if found.top.dtype == d.dtype:
+        if solved_for:
             excess = tile_function(finish_, of, self.entries)(d, top, (1 - found.mass) / found.spread, self.q, c)
         else:
             excess = tile_function(land_, of, self.entries)(d, top, self.q, c)
@@ -251,6 +253,15 @@ class YoungKernel:
         if live is not None and count is not None:
             d.sub_(live * (self.smoothing * c / count))
         return gap + excess + offset
+
+
+@cache
+def _forgives(g: Generator) -> bool:
+    """Whether a threshold to the logits' own digits is near enough for the last step, in those of the generator, to give all that are asked for.
+
+    Not at the edge of a support; and not where f grows at 0 faster than a logarithm: the value is then what is left of terms V^(1 - alpha) times as large.
+    """
+    return not g.sparse and abs(float(g.f(torch.tensor(1e-9, dtype=torch.float64)))) < 1e3
 
 
 def _joined(parts: list[Rows]) -> Rows:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...checks import check_number, check_positive, check_weight
-from .objective import DISTRIBUTION, LabelObjective, expected, own
+from .objective import DISTRIBUTION, LabelObjective, expected, expm1, own
 
 __all__ = ["CompSum", "Probability", "adversarial_comp_sum", "cross_entropy", "gce", "mae"]
 
@@ -48,7 +48,7 @@ class CompSum:
 
 def box_cox(log_p: Tensor, a: float) -> Tensor:
     """(1 - p^a) / a, and its limit -log p at a = 0."""
-    return -log_p if a == 0 else -torch.expm1(a * log_p) / a
+    return -log_p if a == 0 else -expm1(a * log_p) / a
 
 
 def cross_entropy() -> CompSum:

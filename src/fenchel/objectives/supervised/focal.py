@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...checks import check_number, check_weight
-from .objective import DISTRIBUTION, LabelObjective, expected
+from .objective import DISTRIBUTION, LabelObjective, expected, expm1
 
 __all__ = ["Focal", "Poly"]
 
@@ -36,7 +36,7 @@ class Focal:
     def cost(self, log_p: Tensor) -> Tensor:
         """-(1 - p)^gamma log p."""
         # 1 - p = 0 would have no slope for gamma < 1
-        return -((-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny) ** self.gamma) * log_p
+        return -((-expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny) ** self.gamma) * log_p
 
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of each row [N]; logits and target [N, V]."""
@@ -66,7 +66,7 @@ class Poly:
 
     def cost(self, log_p: Tensor) -> Tensor:
         """-log p + epsilon (1 - p)."""
-        return -log_p - self.epsilon * torch.expm1(log_p)
+        return -log_p - self.epsilon * expm1(log_p)
 
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of each row [N]; logits and target [N, V]."""

@@ -75,6 +75,12 @@ def softplus(x: Tensor) -> Tensor:
     return torch.nn.functional.softplus(x, threshold=40.0)
 
 
+def expm1(x: Tensor) -> Tensor:
+    """exp(x) - 1, whose derivative exp(x) keeps its digits where it is small; torch's is the value plus 1."""
+    near = x.clamp_min(-1.0).expm1()
+    return torch.where(x > -1, near, x.exp() - 1)
+
+
 def entropy_of(log_p: Tensor) -> Tensor:
     """The Shannon entropy [N] of log-probabilities [N, V]."""
     there, finite = present(log_p)

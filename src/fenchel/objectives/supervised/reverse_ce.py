@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ...checks import check_positive, check_weight
 from .comp_sum import cross_entropy
-from .objective import DISTRIBUTION, LabelObjective, expected
+from .objective import DISTRIBUTION, LabelObjective, expected, expm1
 from .sums import Sum
 
 __all__ = ["ReverseCE", "sce"]
@@ -39,7 +38,7 @@ class ReverseCE:
 
     def cost(self, log_p: Tensor) -> Tensor:
         """A (1 - p)."""
-        return -self.A * torch.expm1(log_p)
+        return -self.A * expm1(log_p)
 
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of each row [N]; logits and target [N, V]."""
