@@ -17,11 +17,12 @@ from typer.testing import CliRunner, Result
 from fenchel.cli import app
 from fenchel.objectives.distillation import Mixture
 from fenchel.study import distill_report, recorded, words
+from fenchel.study.analysis import analyse
 from fenchel.study.data import fit_tokenizer
 from fenchel.study.distill_request import objective_of, split_names
 from fenchel.study.errors import StudyError
 from fenchel.study.progress import Display
-from fenchel.study.record import run_directory
+from fenchel.study.record import load, run_directory
 
 OBJECTIVES = ("labels", "kl", "dkd:alpha=1,beta=2")
 
@@ -125,6 +126,15 @@ def test_a_study_from_start_to_report(
         assert final["summary"].keys() >= {"teacher_kl", "agreement", "nll_softmax", "accuracy_1"}
         assert len(final["per_document"]["teacher_kl"]) == len(final["documents"])
     assert len({final["init_hash"] for final in finals.values()}) == 1
+    analysis = analyse(load(out))
+    by_loss = sorted(OBJECTIVES, key=lambda name: finals[name]["summary"]["nll_softmax"])
+    assert len(distill_report.sentences(analysis, before)) == len(OBJECTIVES)
+    monkeypatch.setattr(distill_report, "SENTENCES", 2)
+    first, *few = distill_report.sentences(analysis, before)
+    assert "the table has all of them" in first
+    assert [
+        line.startswith(distill_report.named(name)) for name, line in zip((by_loss[0], by_loss[-1]), few, strict=True)
+    ] == [True, True]
     # a student that is taught comes nearer to its teacher than it was; one that is not does not learn of it
     assert finals["kl"]["summary"]["teacher_kl"] < before["student"]["teacher_kl"]
     assert finals["kl"]["summary"]["teacher_kl"] < finals["labels"]["summary"]["teacher_kl"]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LOSS = "nll_softmax"
+# What the summary says a sentence of; with more arms it would be a page of them.
+SENTENCES = 8
 # What the table of both models says of each: key of a summary, label, unit.
 ROWS = (
     (LOSS, "held-out loss, nats per token", "number"),
@@ -94,10 +96,16 @@ def opening(analysis: Analysis, before: dict[str, Any] | None, timing: dict[str,
 
 
 def sentences(analysis: Analysis, before: dict[str, Any] | None) -> list[str]:
-    """A sentence for each objective: loss, accuracy, and how much of the way to the teacher."""
+    """A sentence for each objective: loss, accuracy, and how much of the way to the teacher; of many, for those with the least loss and for the last."""
     loss, accuracy = summary_mean(analysis.study, LOSS), summary_mean(analysis.study, "accuracy_1")
-    said = []
-    for name in analysis.objectives:
+    said, names = [], list(analysis.objectives)
+    if len(names) > SENTENCES:
+        names = sorted(names, key=lambda name: loss[name])
+        names = [*names[: SENTENCES - 1], names[-1]]
+        said.append(
+            f"The {SENTENCES - 1} with the least held-out loss, and the one with the most; the table has all of them:"
+        )
+    for name in names:
         text = (
             f"{named(name)}: {loss[name]:.3f} nats per held-out token, {words.number(accuracy[name], 'percent')} right"
         )
