@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -35,7 +36,7 @@ def extract(out: Path) -> dict[str, Any]:
         raise ValueError(f"{out}: every student learnt from the source {sources[0]}; pass a run with --sources")
     info = study.info
     return {
-        "command": info["command"],
+        "command": re.sub(r"(?<= )/\S*/", "", info["command"]),  # directories by their names: where they were is nobody's
         "created": info["created"],
         "machine": info["machine"],
         "seeds": len(info["seeds"]),

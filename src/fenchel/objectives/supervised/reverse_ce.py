@@ -23,6 +23,7 @@ class ReverseCE:
         A: > 0.
 
     Example:
+        >>> import torch
         >>> z, y = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1.0, 0.0]])
         >>> ReverseCE(4.0).rows(z, y)
         tensor([2.])
@@ -52,6 +53,7 @@ def sce(alpha: float = 0.5, beta: float = 0.5, A: float = 4.0) -> Sum:
         ValueError: negative weights, or A not positive.
 
     Example:
+        >>> import torch
         >>> z, y = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[1.0, 0.0]])
         >>> sce(1.0, 0.5).rows(z, y)     # log 2 + 1
         tensor([1.6931])
