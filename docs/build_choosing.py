@@ -283,9 +283,45 @@ HELPED = (
         "P076",
         "accuracy gain",
     ),
+    Line(
+        "Several domains to train on, and one not seen in the test",
+        "`domain_specific_risk`, heads mixed by a classifier of the domains as gap",
+        "P029",
+        "new angle: accuracy gain of heads by angle over ERM",
+    ),
+    Line(
+        "A model of a long tail meets a shifted stream, without labels",
+        "cross-entropy on predictions that are `reliable`, over all predictions",
+        "P045",
+        "rare classes of the stream: recall gained by reliable over all pseudo-labels",
+    ),
+    Line(
+        "A model adapts to a stream, and not where nothing shifted",
+        "`needs_update` before each step",
+        "P045",
+        "share of unshifted batches with an update",
+    ),
 )
 
 DID_NOT = (
+    Line(
+        "Several domains to train on, and one not seen in the test",
+        "heads mixed by their entropy over one head for all",
+        "P029",
+        "new angle: accuracy gain of heads by entropy over ERM",
+    ),
+    Line(
+        "Several domains to train on, and one not seen in the test",
+        "steps down the entropy of predictions as samples arrive, over heads as trained",
+        "P029",
+        "new angle: accuracy gain of steering, heads by angle",
+    ),
+    Line(
+        "A long tail, and all classes count alike",
+        "`balanced_contrast` beside cross-entropy",
+        "P045",
+        "rare classes of the source: recall gained by the contrast in pre-training",
+    ),
     Line(
         "Several labels for each example, most classes rare",
         "`multi_focal` over binary cross-entropy",
