@@ -36,7 +36,8 @@ def extract(out: Path) -> dict[str, Any]:
         raise ValueError(f"{out}: every student learnt from the source {sources[0]}; pass a run with --sources")
     info = study.info
     return {
-        "command": re.sub(r"(?<= )/\S*/", "", info["command"]),  # directories by their names: where they were is nobody's
+        # directories by their names: where they were is nobody's
+        "command": re.sub(r"(?<= )/\S*/", "", info["command"]),
         "created": info["created"],
         "machine": info["machine"],
         "seeds": len(info["seeds"]),
