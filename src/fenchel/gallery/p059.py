@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,15 @@ from torch import Tensor, nn
 from fenchel.gallery.checks import Check, paired, worst
 from fenchel.gallery.figures import by_method, column, dots
 from fenchel.gallery.paper import Measurements, Paper
-from fenchel.gallery.source_text import WINDOW, fine_tune, language_model, sampled, source_text
+from fenchel.gallery.source_text import (
+    WINDOW,
+    fine_tune,
+    language_model,
+    log_likelihood,
+    passages,
+    sampled,
+    source_text,
+)
 from fenchel.gallery.students import accuracy, fit, nll, scaled
 from fenchel.objectives.sequences import preference_sft
 
@@ -36,23 +43,6 @@ METHODS: dict[str, tuple[float, float | None]] = {
 }
 
 
-@dataclass(frozen=True)
-class Passages:
-    """Windows [n, L, 4] of L tokens that follow each other, the tokens [n, L], and which passages were garbled [n]."""
-
-    x: Tensor
-    y: Tensor
-    garbled: Tensor
-
-    def __len__(self) -> int:
-        """How many passages there are."""
-        return len(self.x)
-
-    def some(self, chosen: Tensor) -> Passages:
-        """Those passages."""
-        return replace(self, x=self.x[chosen], y=self.y[chosen], garbled=self.garbled[chosen])
-
-
 def run(seed: int, scale: float) -> Measurements:
     """One base model, fine-tuned by each method; the weights of garbled and of right passages at the end of PoFT."""
     text, _ = source_text(VOCABULARY, BASE)
@@ -62,7 +52,8 @@ def run(seed: int, scale: float) -> Measurements:
     fine_tune(base, known, "cross_entropy", scaled(PRETRAIN, scale), seed, lr=1e-2)
     aligned = language_model(VOCABULARY, 500 + seed, hidden=ALIGNED)
     fine_tune(aligned, known, "cross_entropy", scaled(ALIGNED_STEPS, scale), 500 + seed, lr=1e-2)
-    data = passages(torch.cat((train.x[0], train.y)), scaled(PASSAGES, scale, least=64), seed)
+    made, size = torch.Generator().manual_seed(seed), scaled(PASSAGES, scale, least=64)
+    data, garbled = with_garbled(passages(train, LENGTH, size, made, every=WINDOW + LENGTH), made)
     for net in (base, aligned):
         net.requires_grad_(False)
     reference = log_likelihood(aligned, data)
@@ -72,43 +63,35 @@ def run(seed: int, scale: float) -> Measurements:
     for name, (rate, beta) in METHODS.items():
         net = copy.deepcopy(base).requires_grad_()
         kept = likely if "filtered" in name else torch.arange(len(data))
-        tune(net, data.some(kept), reference[kept], beta, steps, seed, rate)
+        tune(net, data[kept], reference[kept], beta, steps, seed, rate)
         net.requires_grad_(False)
         found[name] = marks(net(test.x), test.y)
         if name == "PoFT" and beta is not None:
             share = torch.sigmoid(beta * (reference - log_likelihood(net, data)))
             weight = {
-                "garbled": float(share[data.garbled].mean()),
-                "right": float(share[~data.garbled].mean()),
+                "garbled": float(share[garbled].mean()),
+                "right": float(share[~garbled].mean()),
             }
     return {"methods": found, "weight": weight, "gradient": gradient(seed)}
 
 
-def passages(tokens: Tensor, count: int, seed: int) -> Passages:
-    """Passages of a text [T] that do not overlap; in a share GARBLED of them, tokens after the first window trade places among passages."""
-    made = torch.Generator().manual_seed(seed)
-    whole = tokens.unfold(0, WINDOW + LENGTH, WINDOW + LENGTH)
-    whole = whole[torch.randperm(len(whole), generator=made)[:count]].clone()
-    garbled = torch.arange(len(whole)) < round(GARBLED * len(whole))
-    answers = whole[garbled, WINDOW:]
+def with_garbled(text: Tensor, made: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Passages [n, 4 + L] in a share GARBLED of which tokens after the window have traded places among passages, and which those are [n] (bool)."""
+    garbled = torch.arange(len(text)) < round(GARBLED * len(text))
+    answers = text[garbled, WINDOW:]
     order = torch.randperm(answers.numel(), generator=made)
-    whole[garbled, WINDOW:] = answers.flatten()[order].view_as(answers)
-    return Passages(whole.unfold(1, WINDOW, 1)[:, :-1].contiguous(), whole[:, WINDOW:].contiguous(), garbled)
-
-
-def log_likelihood(net: nn.Sequential, data: Passages) -> Tensor:
-    """log p [n] of the passages' tokens, summed over each."""
-    logp = net(data.x.flatten(0, 1)).log_softmax(-1).gather(-1, data.y.flatten().unsqueeze(-1))
-    return logp.view_as(data.y).sum(-1)
+    mixed = text.clone()
+    mixed[garbled, WINDOW:] = answers.flatten()[order].view_as(answers)
+    return mixed, garbled
 
 
 def tune(
-    net: nn.Sequential, data: Passages, reference: Tensor, beta: float | None, steps: int, seed: int, rate: float
+    net: nn.Sequential, data: Tensor, reference: Tensor, beta: float | None, steps: int, seed: int, rate: float
 ) -> None:
     """Fine-tuning on passages: by the preference over a reference [n], or without a beta by their negative log-likelihood."""
 
     def loss(i: Tensor) -> Tensor:
-        logp = log_likelihood(net, data.some(i))
+        logp = log_likelihood(net, data[i])
         return (-logp if beta is None else preference_sft(logp, reference[i], beta=beta)).mean()
 
     fit(net.parameters(), loss, len(data), steps=steps, seed=seed, lr=rate, batch=BATCH)

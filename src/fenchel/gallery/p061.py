@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from fenchel.gallery.checks import Check, paired, worst
 from fenchel.gallery.figures import by_method, column, dots
 from fenchel.gallery.paper import Measurements, Paper
-from fenchel.gallery.source_text import WINDOW, fine_tune, language_model, sampled, source_text
+from fenchel.gallery.source_text import (
+    WINDOW,
+    fine_tune,
+    language_model,
+    log_likelihood,
+    passages,
+    sampled,
+    source_text,
+)
 from fenchel.gallery.students import fit, scaled
 from fenchel.objectives.sequences import length_normalised, ranking_loss
 
@@ -38,7 +46,7 @@ def run(seed: int, scale: float) -> Measurements:
     base.requires_grad_(False)
     made = torch.Generator().manual_seed(seed)
     sides = [
-        passages(windows.x, windows.y, scaled(count, scale, least=32), made)
+        passages(windows, LENGTH, scaled(count, scale, least=32), made, every=1)
         for windows, count in ((train, PROMPTS), (heldout, TEST))
     ]
     ranked = [candidates(base, side, made) for side in sides]
@@ -49,12 +57,6 @@ def run(seed: int, scale: float) -> Measurements:
         net.requires_grad_(False)
         found[name] = marks(net, sides[1], ranked[1])
     return {"methods": found, **margins(seed)}
-
-
-def passages(x: Tensor, y: Tensor, count: int, made: torch.Generator) -> Tensor:
-    """Passages [n, 4 + L] of a text, from its windows: prompt and what follows."""
-    text = torch.cat((x[0], y)).unfold(0, WINDOW + LENGTH, 1)
-    return text[torch.randperm(len(text), generator=made)[:count]]
 
 
 @torch.no_grad()
@@ -90,8 +92,7 @@ def shared(a: Tensor, b: Tensor) -> Tensor:
 
 def scores(net: nn.Sequential, text: Tensor) -> Tensor:
     """log p [...] of what follows each prompt in [..., 4 + L], over its length."""
-    x, y = text.unfold(-1, WINDOW, 1)[..., :-1, :], text[..., WINDOW:]
-    logp = net(x.flatten(0, -2)).log_softmax(-1).gather(-1, y.flatten().unsqueeze(-1)).view_as(y).sum(-1)
+    logp = log_likelihood(net, text)
     return length_normalised(logp, torch.full_like(logp, LENGTH))
 
 

@@ -94,6 +94,29 @@ def sampled(windows: Windows, count: int, seed: int) -> Windows:
     return Windows(windows.x[chosen], windows.y[chosen])
 
 
+def passages(windows: Windows, length: int, count: int, made: torch.Generator, *, every: int) -> Tensor:
+    """`count` passages [n, 4 + length] of a text, drawn without replacement from those that begin at each `every`-th token: a window and what follows it.
+
+    Example:
+        >>> _, heldout = source_text(200, ("json",))
+        >>> passages(heldout, 8, 30, torch.Generator(), every=12).shape
+        torch.Size([30, 12])
+    """
+    text = torch.cat((windows.x[0], windows.y)).unfold(0, WINDOW + length, every)
+    return text[torch.randperm(len(text), generator=made)[:count]]
+
+
+def log_likelihood(net: nn.Module, text: Tensor) -> Tensor:
+    """log p [...] of what follows the window in passages [..., 4 + length], summed over its tokens.
+
+    Example:
+        >>> log_likelihood(language_model(50, seed=0), torch.zeros(3, 2, 12, dtype=torch.long)).shape
+        torch.Size([3, 2])
+    """
+    x, y = text.unfold(-1, WINDOW, 1)[..., :-1, :], text[..., WINDOW:]
+    return net(x.flatten(0, -2)).log_softmax(-1).gather(-1, y.flatten().unsqueeze(-1)).view_as(y).sum(-1)
+
+
 @dataclass(frozen=True)
 class Tagged:
     """Texts [n, before] of tokens, and the sets of labels [n, L] (bool) that go with each: several, most of them rare."""
