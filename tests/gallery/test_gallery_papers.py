@@ -143,6 +143,13 @@ def test_what_is_not_finite_is_refused():
         rounded({"x": [1.0, float("nan")]})
 
 
+def test_small_tick_labels_are_not_rounded(paper):
+    drawn = svg(paper, [{"x": 0.001}, {"x": 0.002}])
+    labels = set(re.findall(r"<text [^>]*>([^<]*)</text>", drawn))
+    assert {"0.0010", "0.0012", "0.0018", "0.0020"} <= labels
+    assert not re.search(r"<[^!>][^>]*\d\.\d{3}", drawn)
+
+
 def test_a_figure_is_the_same_every_time(paper):
     measured = [{"x": 1.0}, {"x": 2.0}]
     assert svg(paper, measured) == svg(paper, measured)

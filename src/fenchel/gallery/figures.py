@@ -99,6 +99,6 @@ def svg(paper: Paper, measured: Sequence[Measurements]) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    # hundredths of a point are finer than any screen
-    text = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", text)
+    # hundredths of a point are finer than any screen; what lies between tags is read by people, and stays as it is
+    text = re.sub(r"<[^!>][^>]*>", lambda tag: re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}", tag[0]), text)
     return re.sub(r"[ \t]+\n", "\n", text)
