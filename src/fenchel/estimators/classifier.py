@@ -18,13 +18,12 @@ from torch import Tensor
 from ..checks import check_number, check_positive, check_weight
 from ..generators import Generator
 from ..objectives.supervised import LabelObjective, supervised_objective
-from .layers import Fit, Layers, Watch, adam, initial, lbfgs, scores
+from .layers import Layers, initial, scores
+from .minimise import SOLVERS, epochs, minimised
 from .predictions import predictions, predictor
-from .problem import Rows, batches, check_count, held_out, measure, penalised
+from .problem import Rows, all_classes, check_count, held_out, measure, penalised
 
 __all__ = ["FenchelClassifier"]
-
-SOLVERS = ("lbfgs", "adam")
 
 
 class FenchelClassifier(ClassifierMixin, BaseEstimator):
@@ -151,7 +150,19 @@ class FenchelClassifier(ClassifierMixin, BaseEstimator):
         if self.early_stopping:
             rows, held = held_out(rows, self.validation_fraction, random)
         loss = partial(penalised, objective, q=q, l2=float(self.l2))
-        found = self._minimised(loss, rows, held, start, generator)
+        found = minimised(
+            loss,
+            rows,
+            held,
+            start,
+            generator,
+            solver=self.solver,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            patience=self.n_iter_no_change,
+        )
         value = float(loss(found.layers, rows).detach())
         if not math.isfinite(value):
             raise ValueError(
@@ -192,7 +203,7 @@ class FenchelClassifier(ClassifierMixin, BaseEstimator):
         first = not hasattr(self, "classes_")
         X, y = validate_data(self, X, y, dtype=np.float64, reset=first)
         check_classification_targets(y)
-        known = self._classes(classes, first)
+        known = all_classes(classes, None if first else self.classes_)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         labels = np.searchsorted(known, y).clip(max=len(known) - 1)
         if (strange := y[known[labels] != y]).size:
@@ -213,12 +224,14 @@ class FenchelClassifier(ClassifierMixin, BaseEstimator):
             weights = weights * compute_class_weight(self.class_weight, classes=known, y=known)[labels]
         rows = Rows.of(X, labels, weights)
         loss = partial(penalised, objective, q=q, l2=float(self.l2))
-        found, moments = adam(
-            lambda layers, batch: loss(layers, rows.of_these(batch), mean=rows.mean),
+        found, moments = epochs(
+            loss,
+            rows,
             start,
-            partial(batches, len(X), self.batch_size, generator),
-            self.learning_rate,
-            1,
+            generator,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            most=1,
             state=moments,
         )
         self.classes_, self.priors_, self._frequencies = known, None if q is None else q.numpy(), None
@@ -260,18 +273,6 @@ class FenchelClassifier(ClassifierMixin, BaseEstimator):
         predictor(objective)
         return objective
 
-    def _classes(self, classes: Any, first: bool) -> np.ndarray:
-        if classes is None:
-            if first:
-                raise ValueError("classes: got None at the first call of partial_fit; pass all classes there will be")
-            return self.classes_
-        known = np.unique(np.asarray(classes))
-        if len(known) < 2:
-            raise ValueError(f"classes: got {known.tolist()}; pass two classes or more")
-        if not first and not np.array_equal(known, self.classes_):
-            raise ValueError(f"classes: got {known.tolist()} after {self.classes_.tolist()}; pass the same, or none")
-        return known
-
     def _initial(self, features: int, classes: int, generator: torch.Generator) -> Layers:
         return initial((features, *self.hidden_layer_sizes, classes), generator)
 
@@ -282,30 +283,6 @@ class FenchelClassifier(ClassifierMixin, BaseEstimator):
     def _keep(self, layers: Layers) -> None:
         self.coefs_ = [x.numpy().copy() for x in layers[::2]]
         self.intercepts_ = [x.numpy().copy() for x in layers[1::2]]
-
-    def _minimised(
-        self, loss: Any, rows: "Rows", held: "Rows | None", start: Layers, generator: torch.Generator
-    ) -> Fit:
-        judged = rows if held is None else held
-
-        def judge(layers: Layers) -> float:
-            with torch.no_grad():
-                return float(loss(layers, judged))
-
-        watch = Watch(judge, self.tol, self.n_iter_no_change)
-        if self.solver == "lbfgs":
-            return lbfgs(
-                lambda layers: loss(layers, rows), start, self.max_iter, self.tol, None if held is None else watch
-            )
-        found, _ = adam(
-            lambda layers, batch: loss(layers, rows.of_these(batch), mean=rows.mean),
-            start,
-            partial(batches, len(rows.x), self.batch_size, generator),
-            self.learning_rate,
-            self.max_iter,
-            watch,
-        )
-        return found
 
     def _scores(self, X: Any) -> Tensor:
         check_is_fitted(self)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..objectives.supervised import LabelObjective, supervised
 from .layers import Layers, scores
 
-__all__ = ["Rows", "batches", "check_count", "held_out", "measure", "penalised"]
+__all__ = ["Rows", "all_classes", "batches", "check_count", "held_out", "measure", "penalised"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,24 @@ def measure(name: str, given: Any, classes: int, frequencies: np.ndarray | None)
             f"{name}: got {found.tolist()}; pass {classes} positive numbers, one for each class in the order of classes_"
         )
     return torch.tensor(found)
+
+
+def all_classes(given: Any, before: np.ndarray | None) -> np.ndarray:
+    """The classes that there will be, sorted: as given, or those of the call before.
+
+    Raises:
+        ValueError: none at the first call, fewer than two, or others than before.
+    """
+    if given is None:
+        if before is None:
+            raise ValueError("classes: got None at the first call of partial_fit; pass all classes there will be")
+        return before
+    known = np.unique(np.asarray(given))
+    if len(known) < 2:
+        raise ValueError(f"classes: got {known.tolist()}; pass two classes or more")
+    if before is not None and not np.array_equal(known, before):
+        raise ValueError(f"classes: got {known.tolist()} after {before.tolist()}; pass the same, or none")
+    return known
 
 
 def held_out(rows: Rows, share: float, random: np.random.RandomState) -> tuple[Rows, Rows]:
