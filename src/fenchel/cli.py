@@ -204,9 +204,10 @@ def train(
     """
     with one_line_errors():
         warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
-        from fenchel.study import single
+        from fenchel.study.single import train as run
+        from fenchel.study.single_request import TrainRequest
 
-        request = single.TrainRequest(
+        request = TrainRequest(
             objective=objective,
             data=data,
             text_field=text_field,
@@ -223,7 +224,7 @@ def train(
             seed=seed,
         )
         console, command = Console(), shlex.join(["fenchel", *sys.argv[1:]])
-        path = single.train(request, out, report_to=report_to, console=console, command=command)
+        path = run(request, out, report_to=report_to, console=console, command=command)
         if os.environ.get("RANK", "0") == "0":
             console.print(f"model: {path}", highlight=False, markup=False, soft_wrap=True)
 

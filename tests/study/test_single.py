@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from fenchel.cli import app
-from fenchel.study import single
+from fenchel.study import single_trainer
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -72,7 +72,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert invoke(options, tmp_path / "whole").exit_code == 0
-    step = single._Log.on_step_end
+    step = single_trainer.Log.on_step_end
 
     def dies(self, args, state, control, **more):
         step(self, args, state, control, **more)
@@ -81,7 +81,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
 
     out = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(single._Log, "on_step_end", dies)
+        patch.setattr(single_trainer.Log, "on_step_end", dies)
         result = invoke(options, out)
     assert result.exit_code == 130
     assert "the same command continues" in result.output
@@ -96,14 +96,14 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
 def test_an_interrupt_ends_the_step_and_leaves_a_checkpoint(
     tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, out, handler = single._Log.on_step_end, tmp_path / "out", signal.getsignal(signal.SIGINT)
+    step, out, handler = single_trainer.Log.on_step_end, tmp_path / "out", signal.getsignal(signal.SIGINT)
 
     def interrupted(self, args, state, control, **more):
         if state.global_step == 3:
             os.kill(os.getpid(), signal.SIGINT)
         step(self, args, state, control, **more)
 
-    monkeypatch.setattr(single._Log, "on_step_end", interrupted)
+    monkeypatch.setattr(single_trainer.Log, "on_step_end", interrupted)
     result = invoke(options, out)
     assert result.exit_code == 130
     assert "the same command continues" in result.output

@@ -1,24 +1,18 @@
 """`fenchel train`: one model, one objective, in one process or in several of `torchrun` and `accelerate launch`."""
 
-import math
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from rich.console import Console
-from torch import nn
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, ProgressCallback
 from transformers import TrainingArguments as Arguments
 
 from fenchel.integrations.hooks import Head, NextStates, head_of
 from fenchel.integrations.losses import LabelLoss
-from fenchel.integrations.trainer import FenchelTrainer
 from fenchel.study.begin import default_lr, machine, model_facts
 from fenchel.study.data import (
     Data,
@@ -35,11 +29,12 @@ from fenchel.study.evaluate import heldout_states
 from fenchel.study.model import ModelSource, build, read_model
 from fenchel.study.presets import PRESETS, Preset, preset
 from fenchel.study.progress import Display
-from fenchel.study.request import check_least, check_report_to
 from fenchel.study.runs import INPUTS, MANIFEST, append_line, beginning, existing, fingerprint, keep_until, locked
 from fenchel.study.runs import write_json as write
+from fenchel.study.single_request import TrainRequest, checked
+from fenchel.study.single_trainer import Log, MarkedTrainer, interruptible
 from fenchel.study.sources import read_documents
-from fenchel.study.train import COMPLETE, checkpoint_path, last_checkpoint
+from fenchel.study.train import last_checkpoint
 
 # The size of a model that is not given; the vocabulary of one whose tokeniser is fitted here.
 SIZE = "small"
@@ -47,62 +42,6 @@ SIZE = "small"
 MODEL, LOG = "model", "train.jsonl"
 # About this many lines of a log.
 LINES = 100
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What was asked for; None is "choose for me". A training is continued only by the request that began it."""
-
-    objective: str = "kl"
-    data: str | None = None
-    text_field: str | None = None
-    model: str | None = None
-    steps: int = 200
-    batch_size: int = 8
-    accumulate: int = 1
-    context: int = 128
-    lr: float | None = None
-    warmup: int | None = None
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    save_every: int | None = None
-    seed: int = 0
-
-    def record(self) -> dict[str, Any]:
-        """As it is kept in the manifest: paths absolute, so that the directory it was given in does not matter."""
-        record = asdict(self)
-        for name in ("data", "model"):
-            value = record[name]
-            if value is not None and Path(value).expanduser().exists():
-                record[name] = str(Path(value).expanduser().resolve())
-        return record
-
-
-def checked(request: TrainRequest, report_to: str) -> TrainRequest:
-    """The request with its defaults filled in; StudyError for anything unusable."""
-    try:
-        LabelLoss(request.objective, request.label_smoothing)
-    except (ValueError, TypeError) as error:
-        raise StudyError(f"--objective {request.objective}: {one_line(error)}") from error
-    check_least(
-        ("--steps", request.steps, 1),
-        ("--batch-size", request.batch_size, 1),
-        ("--accumulate", request.accumulate, 1),
-        ("--context", request.context, 2),
-        ("--warmup", request.warmup, 0),
-        ("--save-every", request.save_every, 1),
-        ("--seed", request.seed, 0),
-    )
-    if request.lr is not None and not 0 < request.lr < math.inf:
-        raise StudyError(f"--lr must be positive, got {request.lr:g}")
-    if not 0 <= request.weight_decay < math.inf:
-        raise StudyError(f"--weight-decay must be a number >= 0, got {request.weight_decay:g}")
-    check_report_to(report_to)
-    return replace(
-        request,
-        warmup=request.steps // 10 if request.warmup is None else request.warmup,
-        save_every=max(1, -(-request.steps // 8)) if request.save_every is None else request.save_every,
-    )
 
 
 def train(
@@ -223,7 +162,7 @@ def _run(
     blocks = TrainBlocks(data.train.ids, request.context, request.seed, _sequences(request, arguments))
     model = build(source, request.seed)
     try:
-        trainer = _MarkedTrainer(
+        trainer = MarkedTrainer(
             model, arguments, objective=request.objective, train_dataset=blocks, processing_class=data.tokenizer
         )
     except ValueError as error:
@@ -236,9 +175,9 @@ def _run(
     if first:
         keep_until(out / LOG, done)
     tokens = request.batch_size * request.accumulate * request.context * arguments.world_size
-    with Display(console, request.steps, done) as display, _interruptible(arguments) as stop:
+    with Display(console, request.steps, done) as display, interruptible(arguments) as stop:
         display.begin(request.objective, request.seed, done)
-        log = _Log(out / LOG, display, tokens, stop, first)
+        log = Log(out / LOG, display, tokens, stop, first)
         trainer.add_callback(log)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if stop and trainer.state.global_step < request.steps:
@@ -262,76 +201,3 @@ def heldout_loss(model: Any, data: Data, request: TrainRequest) -> float:
     head = Head(found.weight, found.bias, found.softcap, found.scale)
     with torch.no_grad():
         return float(LabelLoss(request.objective)(NextStates(hidden, target), head, {})) / len(target)
-
-
-class _MarkedTrainer(FenchelTrainer):
-    """Marks checkpoints that are whole: a training killed while writing one goes on from the one before."""
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        # every process writes the state of its own random numbers
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            (checkpoint_path(Path(str(self.args.output_dir)), self.state.global_step) / COMPLETE).touch()
-
-
-class _Log(TrainerCallback):
-    """Writes the log, shows progress, and ends the training when it is interrupted or its loss is no number."""
-
-    def __init__(self, path: Path, display: Display, tokens: int, stop: list[int], writes: bool) -> None:
-        self.path, self.display, self.tokens, self.stop, self.writes = path, display, tokens, stop, writes
-        self.loss, self.rate = math.nan, 0.0
-        self.began, self.steps = 0.0, 0
-
-    def on_train_begin(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The clock starts."""
-        self.began, self.steps = time.perf_counter(), state.global_step
-
-    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The bar moves; an interrupt ends the training with a checkpoint."""
-        self.rate = (state.global_step - self.steps) * self.tokens / (time.perf_counter() - self.began)
-        self.display.step(state.global_step, state.max_steps, self.loss, self.rate)
-        if self.stop:
-            control.should_save = control.should_training_stop = True
-
-    def on_log(
-        self,
-        args: Arguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """A line: step, mean loss since the line before, rate, seconds."""
-        if not logs or "loss" not in logs:
-            return
-        self.loss = float(logs["loss"])
-        if not math.isfinite(self.loss):
-            raise StudyError(f"the loss became {self.loss} by step {state.global_step}: pass a smaller --lr")
-        if self.writes:
-            line = {"step": state.global_step, "loss": self.loss, "lr": logs["learning_rate"]}
-            append_line(self.path, {**line, "tokens_per_second": round(self.rate, 1)})
-
-
-@contextmanager
-def _interruptible(arguments: Arguments) -> Iterator[list[int]]:
-    """Signals that have come; a second one ends the process at once.
-
-    With several processes an interrupt ends each where it is, since one that stopped alone would leave the others waiting.
-    """
-    came: list[int] = []
-    if arguments.world_size > 1:
-        yield came
-        return
-
-    def note(number: int, _: object) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
