@@ -12,6 +12,7 @@ from fenchel import solve
 from fenchel.generators import Generator, generator, operator_of
 from fenchel.head import divergence_tiles, logp, programs, tiles
 from fenchel.head.lowered import Unwritable
+from fenchel.head.trace import COLUMNS, ROWS
 from fenchel.operators import polish
 from fenchel.vocab import LOCAL
 from tests.table import DISTINCT, over
@@ -53,6 +54,37 @@ def run(fn, *args):
     """A program, and what the function itself gives in float64."""
     made = programs.program(fn, args)
     return made(*args), fn(*[x.double() for x in args])
+
+
+def long_(z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """A loop of five elementary functions, with a mask and an entry that later parts use, a second loop, and what it is given overwritten."""
+    u = torch.log1p(torch.exp(-z.abs()) + k)
+    low = z < 0
+    w = torch.tanh(torch.where(low, u, torch.exp(u) - 1)) * torch.log(1 + z * z)
+    best, total = w.amax(1, keepdim=True), w.sum(1, keepdim=True)
+    z.copy_(torch.where(low, w / total, u * best))
+    return total.squeeze(1), low.sum(1)
+
+
+@each_type
+@pytest.mark.parametrize("v", [2, 7, 255, 256, 257, 1025])
+def test_a_long_loop_in_parts_equals_the_function(v, dtype):
+    torch.manual_seed(0)
+    z, k = torch.randn(3, v).to(dtype), torch.tensor([[0.5], [1.0], [2.0]], dtype=dtype)
+    wide = z.double().clone()
+    total, count = long_(wide, k.double())
+    got = programs.program(long_, (z, k))(z, k)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(got[0].double(), total, rtol=50 * eps, atol=50 * eps)
+    assert torch.equal(got[1], count)
+    torch.testing.assert_close(z.double(), wide, rtol=100 * eps, atol=10 * eps)
+
+
+def test_a_long_loop_is_written_in_parts_and_keeps_one_row():
+    made = programs._written(long_, [torch.zeros(ROWS, COLUMNS), torch.zeros(ROWS, 1)], "row")
+    # log(1 + z z), the third function of the first loop, is in a part of its own; w and u are read back, and what is cheap to make of them is not
+    assert made.code.count("for (int64_t j = b; j < whole; j += LANES)") > 4
+    assert made.scratch == 2
 
 
 @each_type

@@ -1,7 +1,8 @@
 """A row program in C from the torch function that states it.
 
 A function of tiles [n, V] is traced to elementary operations (`trace`) and written as a C function of one row. Each reduction over the row ends a
-loop; later loops compute again what is cheap and read back what took an elementary function, which the first loop to compute it keeps in a scratch row.
+loop; later loops compute again what is cheap and read back what took an elementary function, which the first loop to compute it keeps in a scratch row, as few
+of them as will do.
 All passes over a row run while it lies in the core's own cache, and nothing of size [n, V] is made beside what the function writes. A pass that nothing needs
 once a condition holds is left out where it does (`skipped`).
 
@@ -15,10 +16,14 @@ import torch
 from torch import Tensor
 from torch.fx import Graph
 
-from .lowered import Loop, Lowered, Unwritable, Value, broadcast, kind_of, lowered
+from .loops import written
+from .lowered import Loop, Lowered, Unwritable, Value, kind_of, lowered
 from .skipped import skipped
 
 __all__ = ["Program", "emit", "emit_scalar"]
+
+# operations that cost less than a row more of scratch, written and read back: rows of two or three numbers an entry leave a core's own cache
+CHEAP = 8
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ def emit(graph: Graph, inputs: list[Tensor], constants: Callable[[str], Tensor],
         [
             f"static void {name}(int64_t v, REAL *const *in, REAL *const *store, double *out, REAL *scratch) {{",
             "    (void)in, (void)store, (void)out, (void)scratch;",
+            *(f"    const double {name} = (double){place}; (void){name};" for name, place in of.given.items()),
             *body,
             *(f"    out[{i}] = {v.text};" for i, v in enumerate(numbers)),
             "}",
@@ -85,9 +91,16 @@ def emit_scalar(graph: Graph, constants: Callable[[str], Tensor], name: str) -> 
     [(_, value, _)] = of.result
     if of.loops or value.entry:
         raise Unwritable("a scalar function with a reduction")
-    lines = [f"    {text}".replace("(double)in[0][0]", "x") for _, text in of.between]
-    result = value.text.replace("(double)in[0][0]", "x")
-    return "\n".join([f"static double {name}(double x) {{", "    (void)x;", *lines, f"    return {result};", "}"])
+    lines = [*(f"const double {name} = x;" for name in of.given), *(text for _, text in of.between)]
+    return "\n".join(
+        [
+            f"static double {name}(double x) {{",
+            "    (void)x;",
+            *("    " + x for x in lines),
+            f"    return {value.text};",
+            "}",
+        ]
+    )
 
 
 def _body(of: Lowered, loops: list[Loop], skip: dict[int, Value]) -> tuple[list[str], int]:
@@ -97,7 +110,9 @@ def _body(of: Lowered, loops: list[Loop], skip: dict[int, Value]) -> tuple[list[
     needs: list[dict[str, bool]] = []  # what a loop uses: computed there (True) or read back
     for number, loop in enumerate(loops):
         used: dict[str, bool] = {}
-        for _, value in (*loop.sums, *loop.tops, *loop.writes):
+        wanted = [value for _, value in (*loop.sums, *loop.tops, *loop.writes)]
+        _keep(of, wanted, number, first, kept)
+        for value in wanted:
             _need(of, value, number, used, first, kept)
         if number in skip:  # what may not be computed there is not to be read back
             first = {name: at for name, at in first.items() if at != number}
@@ -106,9 +121,39 @@ def _body(of: Lowered, loops: list[Loop], skip: dict[int, Value]) -> tuple[list[
     done: set[int] = set()
     for number, loop in enumerate(loops):
         lines += _numbers(of, number, done)
-        lines += _loop(of, number, loop, needs[number], first, kept, skip.get(number))
+        lines += written(of, number, loop, needs[number], first, kept, skip.get(number))
     lines += _numbers(of, len(loops), done)
     return lines, len(kept)
+
+
+def _keep(of: Lowered, wanted: list[Value], number: int, first: dict[str, int], kept: dict[str, int]) -> None:
+    """Adds to `kept` what a loop reads back of those before it: what took an elementary function, unless it is cheap to make of others that are kept."""
+    found: dict[str, Value] = {}
+
+    def collect(x: Value) -> None:
+        if not x.entry or x.text in found:
+            return
+        _, value = of.definitions[x.text]
+        if x.text in of.heavy and first.get(x.text, number) < number and not x.truth:
+            found[x.text] = value
+            return
+        for part in value.parts:
+            collect(part)
+
+    for x in wanted:
+        collect(x)
+    # in the order of their definitions, so that what others are made of comes first
+    for name in (name for name in of.definitions if name in found):
+        if name not in kept and _effort(of, found[name], kept, set()) > CHEAP:
+            kept[name] = len(kept)
+
+
+def _effort(of: Lowered, x: Value, kept: dict[str, int], counted: set[str]) -> float:
+    """What it costs to compute an entry from those that are kept."""
+    if not x.entry or x.text in kept or x.text in counted:
+        return 0
+    counted.add(x.text)
+    return of.efforts[x.text] + sum(_effort(of, part, kept, counted) for part in of.definitions[x.text][1].parts)
 
 
 def _need(
@@ -116,8 +161,7 @@ def _need(
 ) -> None:
     if not x.entry or x.text in used:
         return
-    if x.text in of.heavy and first.get(x.text, number) < number and not x.truth:
-        kept.setdefault(x.text, len(kept))
+    if x.text in kept and first[x.text] < number:
         used[x.text] = False
         return
     _, value = of.definitions[x.text]
@@ -134,64 +178,3 @@ def _numbers(of: Lowered, number: int, done: set[int]) -> list[str]:
             done.add(i)
             lines.append("    " + text)
     return lines
-
-
-def _loop(
-    of: Lowered,
-    number: int,
-    loop: Loop,
-    used: dict[str, bool],
-    first: dict[str, int],
-    kept: dict[str, int],
-    skip: Value | None,
-) -> list[str]:
-    names = [(n, v) for n, v in loop.sums]
-    lines = [f"    {'int64_t' if v.truth else 'double'} {n} = 0;" for n, v in names]
-    lines += [f"    Vec {n}_v = splat(-INFINITY); Mask {n}_nan = {{0}};" for n, _ in loop.tops]
-    # short sums in REAL, added up in double
-    lines.append(f"    {'' if skip is None else f'if (!{skip.text}) '}for (int64_t b = 0; b < v; b += 1024) {{")
-    lines.append("        const int64_t end = b + 1024 < v ? b + 1024 : v;")
-    lines += [f"        {'Mask' if v.truth else 'Vec'} {n}_v = {{0}};" for n, v in names]
-    lines.append("        int64_t j = b;")
-    for tail in (False, True):
-        lines.append("        if (j < end) {" if tail else "        for (; j + LANES <= end; j += LANES) {")
-        if tail:
-            lines.append("            const int64_t rest = end - j; const Mask live = lanes(rest); (void)live;")
-        for text, computed in used.items():
-            definition, value = of.definitions[text]
-            kind = "Mask" if value.truth else "Vec"
-            if not computed:
-                definition = f"READ(scratch + {kept[text]} * (v + 80))"
-            lines.append(f"            const {kind} {text} = {_access(definition, tail)};")
-            if computed and text in kept and first[text] == number:
-                lines.append("            " + _write(f"scratch + {kept[text]} * (v + 80) + j", text, tail))
-        for n, v in names:
-            if v.truth:
-                lines.append(f"            {n}_v -= {v.text}{' & live' if tail else ''};")
-            else:
-                lines.append(f"            {n}_v += {f'choose(live, {v.text}, splat(0))' if tail else v.text};")
-        for n, v in loop.tops:
-            inside = f"choose(live, {v.text}, splat(-INFINITY))" if tail else v.text
-            lines.append(f"            {n}_v = vlargest({inside}, {n}_v); {n}_nan |= (Mask)({inside} != {inside});")
-        for where, v in loop.writes:
-            lines.append("            " + _write(f"{where} + j", v.text if v.entry else broadcast(v), tail))
-        lines.append("        }")
-    lines += [f"        {n} += {'counted' if v.truth else 'total'}({n}_v);" for n, v in names]
-    lines.append("    }")
-    lines += [f"    const double {n} = largest({n}_v, {n}_nan);" for n, _ in loop.tops]
-    return lines
-
-
-def _access(definition: str, tail: bool) -> str:
-    """IN(k) and READ(p) as loads."""
-    if definition.startswith("IN("):
-        at = f"in[{definition[3:-1]}] + j"
-    elif definition.startswith("READ("):
-        at = f"{definition[5:-1]} + j"
-    else:
-        return definition
-    return f"take({at}, rest)" if tail else f"*(const Vec *)({at})"
-
-
-def _write(at: str, text: str, tail: bool) -> str:
-    return f"put({at}, {text}, rest);" if tail else f"*(Vec *)({at}) = {text};"

@@ -35,6 +35,8 @@ class Value:
     parts: "tuple[Value, ...]" = ()
 
 
+# efforts, in additions
+DIVISION, ELEMENTARY = 4, 40
 # of numbers: what may leave a part of its arguments unused
 CHOICE, EITHER = "({0} ? {1} : {2})", "{0} | {1}"
 # elementary functions: of vectors, of doubles; what follows is computed again rather than kept where it is needed twice
@@ -120,12 +122,14 @@ class Lowered:
 
     Attributes:
         loops: the passes over the row.
+        given: numbers of the row that are arguments, and where they are.
         between: numbers of the row, each a statement, and the loop that it comes before.
         stores: the arguments that are written, by place, and what is written there.
         result: of each result its kind ("entry", "row", "count"), value and shape.
         definitions: the expression of each entry, by name.
         numbers: of each number of the row that `between` defines its form, as in `CHOICE`, and its arguments.
         heavy: names of entries that took an elementary function.
+        efforts: what each entry costs when its parts are there, in additions.
     """
 
     def __init__(self, graph: Graph, inputs: list[Tensor], constants: Callable[[str], Tensor]) -> None:
@@ -137,6 +141,8 @@ class Lowered:
         self.stored: set[Node] = set()
         self.result: list[tuple[str, Value, tuple[int, ...]]] = []
         self.heavy: set[str] = set()
+        self.efforts: dict[str, float] = {}
+        self.given: dict[str, str] = {}
         self.definitions: dict[str, tuple[str, Value]] = {}
         self.numbers: dict[str, tuple[str, tuple[Value, ...]]] = {}
         self.same: dict[str, Value] = {}  # an expression that was written before
@@ -169,8 +175,13 @@ class Lowered:
         if kind in ("entry", "column"):
             return self._entry(f"IN({place})", ())
         if kind == "row" and x.shape[1] > 1:
-            return [Value(f"(double)in[{place}][{k}]", False) for k in range(x.shape[1])]
-        return Value(f"(double)in[{place}][0]", False)
+            return [self._given(place, k) for k in range(x.shape[1])]
+        return self._given(place, 0)
+
+    def _given(self, place: int, k: int) -> Value:
+        name = f"a{place}_{k}"
+        self.given[name] = f"in[{place}][{k}]"
+        return Value(name, False)
 
     def _call(self, node: Node) -> Any:
         target = node.target
@@ -298,6 +309,8 @@ class Lowered:
         level = max((p.level for p in parts), default=0)
         value = Value(name, True, truth, False, level, parts)
         self.definitions[name] = (text, value)
+        elementary = heavy and not text.startswith("vsqrt")
+        self.efforts[name] = ELEMENTARY if elementary else DIVISION if heavy or "/" in text else 1
         self.same[text] = value
         return value
 

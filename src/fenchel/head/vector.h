@@ -10,6 +10,8 @@
 
 typedef REAL Vec __attribute__((vector_size(VEC_BYTES), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER Mask __attribute__((vector_size(VEC_BYTES), aligned(sizeof(REAL)), may_alias));
+typedef __typeof__(_Generic((INTEGER)0, int32_t: (uint32_t)0, default: (uint64_t)0)) UNSIGNED;
+typedef UNSIGNED Bits __attribute__((vector_size(VEC_BYTES), aligned(sizeof(REAL)), may_alias));
 
 enum { MANTISSA = SINGLE ? 23 : 52, BIAS = SINGLE ? 127 : 1023 };
 #define LOG2E ((REAL)1.44269504088896340736)
@@ -28,6 +30,22 @@ static inline Vec either_nan(Vec r, Vec b) { return choose((Mask)(b != b), b, r)
 static inline Vec vmaximum(Vec a, Vec b) { return either_nan(vlargest(a, b), b); }
 static inline Vec vminimum(Vec a, Vec b) { return either_nan(vsmallest(a, b), b); }
 
+/* x / 2, rounded down, of integers above -4096: AVX2 shifts 64 bits as if they had no sign */
+static inline Mask halved(Mask x) { return (Mask)((Bits)(x + 4096) >> 1) - 2048; }
+
+/* of integers of few digits: AVX2 has no conversion of 64 bits */
+static inline Vec real(Mask n) {
+    const double shift = 6755399441055744.0;
+    return SINGLE ? (Vec)__builtin_convertvector(n, Vec) : (Vec)((Vec)(n + (Mask)splat(shift)) - splat(shift));
+}
+
+/* c_0 + c_1 x + ... + c_(n-1) x^(n-1) */
+static inline __attribute__((always_inline)) Vec polynomial(Vec x, const double *c, int n) {
+    Vec p = splat(c[n - 1]);
+    _Pragma("GCC unroll 16") for (int i = n - 2; i >= 0; i--) p = p * x + (REAL)c[i];
+    return p;
+}
+
 static inline Vec vsqrt(Vec x) {
     Vec r;
     for (int l = 0; l < LANES; l++) r[l] = SINGLE ? (REAL)__builtin_sqrtf((float)x[l]) : (REAL)__builtin_sqrt((double)x[l]);
@@ -45,15 +63,12 @@ static inline Reduced reduce(Vec x) {
     x = vsmallest(vlargest(x, splat(low)), splat(high));
     const Vec k = x * LOG2E + shift, whole = k - shift;
     const Vec r = (x - whole * LN2_HIGH) - whole * LN2_LOW;
-    static const double over[] = {1 / 6227020800.0, 1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0, 1 / 40320.0,
-                                  1 / 5040.0, 1 / 720.0, 1 / 120.0, 1 / 24.0, 1 / 6.0, 0.5}; /* 1 / 13! ... 1 / 2! */
-    const int first = SINGLE ? 6 : 0;
-    Vec p = splat(over[first]);
-    _Pragma("GCC unroll 16") for (int i = first + 1; i < 12; i++) p = p * r + (REAL)over[i];
+    static const double over[] = {0.5,          1 / 6.0,       1 / 24.0,       1 / 120.0,       1 / 720.0,       1 / 5040.0, 1 / 40320.0,
+                                  1 / 362880.0, 1 / 3628800.0, 1 / 39916800.0, 1 / 479001600.0, 1 / 6227020800.0}; /* 1 / 2! ... 1 / 13! */
     Reduced out;
     out.n = (Mask)k - (Mask)splat(shift);
-    out.fraction = p * (r * r) + r;
-    const Mask half = out.n >> 1;
+    out.fraction = polynomial(r, over, SINGLE ? 6 : 12) * (r * r) + r;
+    const Mask half = halved(out.n);
     out.scale = (Vec)((half + BIAS) << MANTISSA);
     out.rest = (Vec)((out.n - half + BIAS) << MANTISSA);
     return out;
@@ -77,17 +92,16 @@ typedef struct {
 } Parts;
 
 static inline Parts parts(Vec y) {
-    const Mask e = ((Mask)y >> MANTISSA) - BIAS;
+    const Mask e = (Mask)((Bits)y >> MANTISSA) - BIAS;
     const Vec m = (Vec)(((Mask)y & (((INTEGER)1 << MANTISSA) - 1)) | (Mask)splat(1));
     const Mask upper = (Mask)(m > (REAL)1.41421356237309504880);
     return (Parts){choose(upper, m * (REAL)0.5, m) - 1, e - upper}; /* a true lane is -1 */
 }
 
 static inline Vec log_of(Vec f, Mask e) {
-    const Vec s = f / (2 + f), z = s * s, half = f * f * (REAL)0.5, n = __builtin_convertvector(e, Vec);
-    const int terms = SINGLE ? 9 : 21; /* of 2 artanh(s) */
-    Vec r = splat(2.0 / terms);
-    _Pragma("GCC unroll 16") for (int k = terms - 2; k >= 3; k -= 2) r = r * z + (REAL)(2.0 / k);
+    const Vec s = f / (2 + f), z = s * s, half = f * f * (REAL)0.5, n = real(e);
+    static const double over[] = {2.0 / 3, 2.0 / 5, 2.0 / 7, 2.0 / 9, 2.0 / 11, 2.0 / 13, 2.0 / 15, 2.0 / 17, 2.0 / 19, 2.0 / 21};
+    const Vec r = polynomial(z, over, SINGLE ? 4 : 10); /* 2 artanh(s) = 2 s + s z r */
     return n * LN2_HIGH + (f - (half - (s * (half + r * z) + n * LN2_LOW)));
 }
 
