@@ -48,6 +48,29 @@ def distances_(z: Tensor, vocab: Vocabulary) -> Tensor:
     return best
 
 
+def closed_(z: Tensor, q: Tensor, c: Tensor, of: Operator) -> tuple[Tensor, Tensor]:
+    """Turns logits into c p in place where unlink(a + b) = unlink(a) unlink(b), and returns each row's largest logit [N, 1] and value - best [N]."""
+    best, excess, p = _closed(z, q, of)
+    z.copy_(p * c)
+    return best, excess
+
+
+def closed(z: Tensor, q: Tensor, of: Operator) -> tuple[Tensor, Tensor]:
+    """`closed_` without p."""
+    best, excess, _ = _closed(z, q, of)
+    return best, excess
+
+
+def _closed(z: Tensor, q: Tensor, of: Operator) -> tuple[Tensor, Tensor, Tensor]:
+    g, op = of.g, operator_of(of.g)
+    best = of.vocab.amax(z)
+    d = best - z
+    below = op.unlink(-d)
+    top = -torch.log(of.vocab.sum(q * below))
+    u = below * op.unlink(top)
+    return best, excess_of(d, u, None, top, q, g, of.vocab), q * u
+
+
 def finish_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, of: Operator) -> Tensor:
     """Turns distances d into c p in place, and returns value - best [N]. shift: the last Newton step, (1 - S) / (dS/dtop)."""
     g = of.g

@@ -26,6 +26,8 @@ from .kernels import Rows
 from .sweep import Sparse
 from .tiles import (
     Operator,
+    closed,
+    closed_,
     distances_,
     finish_,
     land_,
@@ -183,9 +185,22 @@ class YoungKernel:
         """Losses; with c, the logits become c (p - y). A block is worked on while it is in cache."""
         losses = [z.new_zeros(0)]
         for b in self._blocks(z):
+            if self.g.multiplicative and self.smoothing == 0:
+                losses.append(self._closed(z[b], y[b], None if c is None else c[b]))
+                continue
             tile_function(distances_, self.vocab, self.entries)(z[b])
             losses.append(self._distances(z[b], None, y[b], None if c is None else c[b]))
         return torch.cat(losses)
+
+    def _closed(self, z: Tensor, y: Tensor, c: Tensor | None) -> Tensor:
+        """`_dense` of a block whose threshold is the logarithm of a sum: one row program."""
+        own, of = self.vocab.pick(z, y), Operator(self.g, self.vocab)
+        if c is None:
+            best, excess = tile_function(closed, of, self.entries)(z, self.q)
+        else:
+            best, excess = tile_function(closed_, of, self.entries)(z, self.q, c.unsqueeze(1))
+            self.vocab.add_at_(z, y, -c)
+        return best.squeeze(1) - own + excess + one_hot_divergence(y, self.q, self.g, self.vocab)
 
     def _distances(self, d: Tensor, found: Threshold | None, y: Tensor, c: Tensor | None) -> Tensor:
         """Losses of a block of distances below the best; with c, they become c (p - y)."""
