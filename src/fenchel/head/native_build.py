@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Lock
 
 SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
+FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 TARGETS = (("-march=native",), ("-mcpu=native",), ())
 COMPILE_SECONDS = 120
 
