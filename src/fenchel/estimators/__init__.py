@@ -1,6 +1,6 @@
 """scikit-learn estimators that train with any supervised objective by name; needs the extra `fenchel[sklearn]`."""
 
+from ..objectives.supervised import predictions
 from .classifier import FenchelClassifier
-from .predictions import predictions
 
 __all__ = ["FenchelClassifier", "predictions"]

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ..checks import check_number, check_positive, check_weight
 from ..generators import Generator
-from ..objectives.supervised import LabelObjective, supervised_objective
+from ..objectives.supervised import LabelObjective, predictions, supervised_objective
+from ..objectives.supervised.predictions import predictor
 from .layers import Layers, initial, scores
 from .minimise import SOLVERS, epochs, minimised
-from .predictions import predictions, predictor
 from .problem import Rows, all_classes, check_count, held_out, measure, penalised
 
 __all__ = ["FenchelClassifier"]

@@ -47,7 +47,7 @@ class ClassifyRequest:
 
 def checked(request: ClassifyRequest) -> ClassifyRequest:
     """The request; StudyError for anything unusable."""
-    from fenchel.estimators.predictions import predictor
+    from fenchel.objectives.supervised.predictions import predictor
 
     if not request.objectives:
         raise StudyError("--objectives is empty: pass one or more names")

@@ -15,9 +15,10 @@ from .ldr import LDR, Margin, aldr_rows, aldr_temperature
 from .multi_label import Binary, multi_focal, recalled
 from .names import supervised_names, supervised_objective
 from .normalised import Normalised, nce, normalised
-from .objective import CostObjective, LabelObjective
+from .objective import CostObjective, LabelObjective, ShareObjective
 from .partial_labels import Candidates, purified
 from .penalties import ConfidencePenalty, EntropyPenalty, LogitPenalty, LogPartition
+from .predictions import predictions
 from .rejection import rejection_loss
 from .reverse_ce import ReverseCE, sce
 from .soft_top_k import SoftTopK, soft_top_k_shift
@@ -49,6 +50,7 @@ __all__ = [
     "Poly",
     "Probability",
     "ReverseCE",
+    "ShareObjective",
     "SoftTopK",
     "Spherical",
     "StableMax",
@@ -73,6 +75,7 @@ __all__ = [
     "multi_focal",
     "nce",
     "normalised",
+    "predictions",
     "purified",
     "recalled",
     "rejection_loss",

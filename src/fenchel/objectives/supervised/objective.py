@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["CLASS", "DISTRIBUTION", "EVERY", "LABELS", "SET", "CostObjective", "LabelObjective"]
+__all__ = ["CLASS", "DISTRIBUTION", "EVERY", "LABELS", "SET", "CostObjective", "LabelObjective", "ShareObjective"]
 
 # the kinds of target beside a class index, which every objective takes
 CLASS: frozenset[str] = frozenset()
@@ -46,6 +46,15 @@ class CostObjective(Protocol):
 
     def cost(self, log_p: Tensor) -> Tensor:
         """What each class costs if it is the label, elementwise in log p <= 0; finite at log p = 0."""
+        ...
+
+
+@runtime_checkable
+class ShareObjective(LabelObjective, Protocol):
+    """A loss -log p_y of probabilities of its own, p_j = s_j / sum_k s_k: what a model that was trained with it predicts with."""
+
+    def score(self, logits: Tensor) -> Tensor:
+        """The score s > 0 of each class, elementwise in its logit; finite at finite logits."""
         ...
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...checks import check_number, check_positive
-from .objective import CLASS, DISTRIBUTION, LabelObjective, own, present, softplus, weighed
+from .objective import CLASS, DISTRIBUTION, LabelObjective, own, present, softplus
+from .shares import share_loss
 
 __all__ = ["Spherical", "Taylor", "ZLoss"]
 
@@ -70,9 +71,13 @@ class Spherical:
     def __post_init__(self) -> None:
         check_positive("epsilon", self.epsilon)
 
+    def score(self, logits: Tensor) -> Tensor:
+        """z^2 + epsilon."""
+        return logits.square() + self.epsilon
+
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of each row [N]; logits and target [N, V]."""
-        return shares(lambda z: z.square() + self.epsilon, logits, target)
+        return share_loss(self.score, logits, target)
 
 
 @dataclass(frozen=True)
@@ -88,19 +93,13 @@ class Taylor:
 
     takes = DISTRIBUTION
 
+    def score(self, logits: Tensor) -> Tensor:
+        """1 + z + z^2 / 2, as a sum of positive terms."""
+        return ((logits + 1).square() + 1) / 2
+
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of each row [N]; logits and target [N, V]."""
-        return shares(lambda z: ((z + 1).square() + 1) / 2, logits, target)
-
-
-def shares(score: Callable[[Tensor], Tensor], logits: Tensor, target: Tensor) -> Tensor:
-    """sum_j y_j (log sum_k s_k - log s_j) [N] of positive scores s = score(z), over the classes in the vocabulary."""
-    there, z = present(logits)
-    total = torch.where(there, score(z), 0.0).sum(-1).log()
-    # a label outside the vocabulary has the share 0
-    label = weighed(lambda z: torch.log(score(z)), torch.where(there, z, 0.0), target)
-    missing = weighed(lambda out: out, torch.where(there, 0.0, torch.inf), target)
-    return target.sum(-1) * total - label + missing
+        return share_loss(self.score, logits, target)
 
 
 OBJECTIVES: dict[str, Callable[..., LabelObjective]] = {"z_loss": ZLoss, "spherical": Spherical, "taylor": Taylor}

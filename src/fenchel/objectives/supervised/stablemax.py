@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .objective import DISTRIBUTION, LabelObjective
-from .spherical import shares
+from .shares import share_loss
 
 __all__ = ["StableMax"]
 
@@ -25,9 +25,13 @@ class StableMax:
 
     takes = DISTRIBUTION
 
+    def score(self, logits: Tensor) -> Tensor:
+        """s(z)."""
+        return torch.where(logits >= 0, logits + 1, 1 / (1 - logits.clamp_max(0.0)))
+
     def rows(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of each row [N]; logits and target [N, V]."""
-        return shares(lambda z: torch.where(z >= 0, z + 1, 1 / (1 - z.clamp_max(0.0))), logits, target)
+        return share_loss(self.score, logits, target)
 
 
 OBJECTIVES: dict[str, Callable[..., LabelObjective]] = {"stablemax": StableMax}

@@ -3,24 +3,16 @@
 import torch
 from torch import Tensor
 
-from ..checks import reference
-from ..generators import Generator, generator
-from ..objectives.supervised import (
-    FenchelYoung,
-    LabelObjective,
-    Spherical,
-    StableMax,
-    Sum,
-    Taylor,
-    supervised_objective,
-)
-from ..objectives.supervised.objective import EVERY
-from ..operators import softargmax
+from ...checks import reference
+from ...generators import Generator, generator
+from ...operators import softargmax
+from .fenchel_young import FenchelYoung
+from .names import supervised_objective
+from .objective import EVERY, LabelObjective, ShareObjective
+from .shares import scores, shares
+from .sums import Sum
 
 __all__ = ["predictions"]
-
-# -log p_y of probabilities of their own
-LIKELIHOODS = (Spherical, StableMax, Taylor)
 
 
 def predictions(
@@ -52,37 +44,52 @@ def predictions(
     chosen = predictor(supervised_objective(objective))
     if isinstance(chosen, FenchelYoung):
         return softargmax(logits, chosen.generator, q=q, temperature=chosen.temperature)
-    measure = reference(q, logits, logits.dtype)
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    measure = reference(q, z, z.dtype)
     if not bool((measure > 0).all()):
         raise ValueError("q: got a class that is not positive; pass positive numbers")
-    z = logits + measure.log()
-    n, v = z.shape
-    every = torch.eye(v, dtype=z.dtype, device=z.device).repeat(n, 1)
-    return chosen.rows(z.repeat_interleave(v, 0), every).neg().exp().view(n, v)
+    return shares(chosen.score, z + measure.log()).to(logits.dtype)
 
 
-def predictor(objective: LabelObjective) -> LabelObjective:
-    """The objective whose probabilities a model trained with `objective` predicts with: a Fenchel-Young loss, or one of LIKELIHOODS.
+def predictor(objective: LabelObjective) -> FenchelYoung | ShareObjective:
+    """The objective whose probabilities a model trained with `objective` predicts with: a Fenchel-Young loss, or one with shares of its own.
 
     Raises:
         ValueError: a sum of terms that predict differently.
     """
     if isinstance(objective, FenchelYoung):
         return FenchelYoung(generator(objective.generator), objective.temperature)
-    if isinstance(objective, LIKELIHOODS):
+    if isinstance(objective, ShareObjective):
         return objective
     if not isinstance(objective, Sum):
         return FenchelYoung(generator("kl"))
     said = dict.fromkeys(predictor(term) for _, term in objective.terms if term.takes != EVERY)
     if len(said) > 1:
         raise ValueError(
-            f"objective: got a sum of terms that predict with {' and '.join(_named(p) for p in said)}; pass terms of one operator, and penalties"
+            f"objective: got a sum of terms that predict with {' and '.join(said_of(p) for p in said)}; pass terms of one operator, and penalties"
         )
     return next(iter(said), FenchelYoung(generator("kl")))
 
 
-def _named(objective: LabelObjective) -> str:
-    if isinstance(objective, FenchelYoung):
-        at = "" if objective.temperature == 1 else f" at temperature {objective.temperature:g}"
-        return f"softargmax of {generator(objective.generator).name}{at}"
-    return type(objective).__name__
+def said_of(chosen: FenchelYoung | ShareObjective) -> str:
+    """What a `predictor` predicts with, in words.
+
+    Example:
+        >>> [said_of(predictor(supervised_objective(name))) for name in ("gce:0.7", "alpha:1.5", "kl:temperature=2", "stablemax")]
+        ['softmax', 'softargmax of alpha:1.5', 'softmax at temperature 2', 'the shares of StableMax()']
+    """
+    if not isinstance(chosen, FenchelYoung):
+        return f"the shares of {chosen!r}"
+    name = generator(chosen.generator).name
+    at = "" if chosen.temperature == 1 else f" at temperature {chosen.temperature:g}"
+    return ("softmax" if name == "kl" else f"softargmax of {name}") + at
+
+
+def ranking(logits: Tensor, chosen: FenchelYoung | ShareObjective) -> Tensor:
+    """Numbers [N, V] in the order of a predictor's probabilities, without the ties of those that are zero: its scores, or the logits themselves.
+
+    Example:
+        >>> ranking(torch.tensor([[-3.0, 2.0]]), predictor(supervised_objective("spherical:1")))
+        tensor([[10.,  5.]])
+    """
+    return logits if isinstance(chosen, FenchelYoung) else scores(chosen.score, logits)
