@@ -54,7 +54,8 @@ def compare(
     objectives: Annotated[
         str | None,
         typer.Option(
-            help="Generators to train with, separated by commas; the first is the baseline. For classification any supervised objective."
+            help="What to train with, separated by commas, the first the baseline: generators (kl, alpha:1.5) or any other supervised "
+            "objective (focal:gamma=2, gce:0.7, dft, 'cross_entropy + 1e-4*log_partition')."
         ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs per objective.")] = None,
@@ -107,12 +108,13 @@ def compare(
         if task == "classification":
             _classify(objectives, seeds, data, label, noise, long_tail, folds, out)
             return
+        from fenchel.objectives.names import split_names
         from fenchel.study import report
         from fenchel.study.compare import compare
         from fenchel.study.request import Request
 
         given = {
-            "objectives": None if objectives is None else tuple(name.strip() for name in objectives.split(",")),
+            "objectives": None if objectives is None else split_names(objectives),
             "seeds": seeds,
             "budget": budget,
         }
@@ -152,9 +154,9 @@ def _classify(
     folds: int,
     out: Path,
 ) -> None:
+    from fenchel.objectives.names import split_names
     from fenchel.study import classify_report
     from fenchel.study.classify import ClassifyRequest, classify
-    from fenchel.study.distill_request import split_names
 
     given = {"objectives": None if objectives is None else split_names(objectives), "seeds": seeds, "data": data}
     request = ClassifyRequest(
@@ -304,9 +306,10 @@ def distill(
     """
     with one_line_errors():
         warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
+        from fenchel.objectives.names import split_names
         from fenchel.study import distill_report
         from fenchel.study.distill import distill
-        from fenchel.study.distill_request import DistillRequest, split_names
+        from fenchel.study.distill_request import DistillRequest
         from fenchel.study.record import run_directory
 
         given = {

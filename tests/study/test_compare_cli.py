@@ -126,6 +126,41 @@ def test_a_study_from_start_to_report(tmp_path: Path, options: dict[str, str], m
     assert "4 of 4 runs are finished already" in again.output
 
 
+def test_a_study_of_any_supervised_objectives(
+    tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    names = ("kl", "focal:gamma=0", "cross_entropy + 1e-4*log_partition", "stablemax")
+    options = {**options, "--objectives": ",".join(names), "--steps": "3"}
+    result = invoke(options, out)
+    assert result.exit_code == 0, result.output
+    study = read(out / "study.json")
+    assert study["objectives"] == list(names)
+    assert set(study["config"]["predictions"].values()) == {"softmax", "the shares of StableMax()"}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "softmax for kl, focal:gamma=0 and cross_entropy + 1e-4*log_partition; " in page
+    assert "the shares of StableMax() for stablemax" in page
+
+    # focal loss without its factor is cross-entropy, from the first step to the measured predictions
+    losses = {name: [line["loss"] for line in lines(out, name, "train.jsonl")] for name in names}
+    assert losses["focal:gamma=0"] == pytest.approx(losses["kl"], rel=1e-4)
+    assert losses["stablemax"] != pytest.approx(losses["kl"], rel=1e-4)
+    finals = {name: read(run_directory(out, name, 0) / "final.json") for name in names}
+    same = {name: finals["focal:gamma=0"]["summary"][name] for name in ("brier", "eps_perplexity", "ece")}
+    assert same == pytest.approx({name: finals["kl"]["summary"][name] for name in same}, rel=1e-3)
+    assert all(final["head_peak_bytes"] > 0 for final in finals.values())
+    assert all(final["summary"]["support_mean"] == 300 for final in finals.values())
+
+    # continued as any other
+    monkeypatch.setattr(report, "write", lambda out: out / "report.html")
+    lost = "cross_entropy + 1e-4*log_partition"
+    (run_directory(out, lost, 0) / "done.json").unlink()
+    again = invoke(options, out)
+    assert again.exit_code == 0, again.output
+    assert "3 of 4 runs are finished already" in again.output
+    assert [line["loss"] for line in lines(out, lost, "train.jsonl")] == losses[lost]
+
+
 @pytest.mark.usefixtures("plain_report")
 def test_a_finished_objective_is_kept_when_another_is_lost(tmp_path: Path, options: dict[str, str]) -> None:
     out = tmp_path / "out"
@@ -231,11 +266,18 @@ def test_runs_must_start_from_the_same_weights(tmp_path: Path, options: dict[str
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"--objectives": "kl,foo"}, "unknown generator 'foo'"),
+        ({"--objectives": "kl,foo"}, "--objectives foo: objective: got 'foo'; known: kl"),
         ({"--objectives": "tv"}, "has no operator or loss"),
         ({"--objectives": "alpha:nan"}, "alpha"),
         ({"--objectives": "kl,alpha:1"}, "names kl twice"),
-        ({"--objectives": ""}, "unknown generator"),
+        ({"--objectives": ""}, "has no name"),
+        ({"--objectives": "kl,,js"}, "none between two commas"),
+        ({"--objectives": "kl,gce:2"}, "--objectives gce:2: q: got 2"),
+        ({"--objectives": "kl,focal:delta=2"}, "parameters: gamma"),
+        ({"--objectives": "kl,entropy_penalty"}, "pass cross_entropy + entropy_penalty"),
+        ({"--objectives": "kl,alpha:1.5 + mae"}, "predict with softargmax of alpha:1.5 and softmax"),
+        ({"--objectives": "gce:0.5,comp_sum:1.5"}, "gce:0.5 and comp_sum:1.5 are one objective"),
+        ({"--objectives": "kl,js:0.3,temperature=0"}, "temperature: got 0"),
         ({"--seeds": "0"}, "--seeds must be at least 1, got 0"),
         ({"--steps": "-1"}, "--steps must be at least 1"),
         ({"--lr": "nan"}, "--lr must be positive"),

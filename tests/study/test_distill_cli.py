@@ -16,10 +16,11 @@ from typer.testing import CliRunner, Result
 
 from fenchel.cli import app
 from fenchel.objectives.distillation import Mixture
+from fenchel.objectives.names import split_names
 from fenchel.study import distill_report, recorded, words
 from fenchel.study.analysis import analyse
 from fenchel.study.data import fit_tokenizer
-from fenchel.study.distill_request import objective_of, split_names
+from fenchel.study.distill_request import objective_of
 from fenchel.study.errors import StudyError
 from fenchel.study.progress import Display
 from fenchel.study.record import load, run_directory

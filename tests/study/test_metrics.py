@@ -27,6 +27,7 @@ def sparsemax(theta):
 
 
 def oracle(theta, p, target, document):
+    """`theta` ranks the classes."""
     n, vocab = theta.shape
     each = {"accuracy_1": [], "accuracy_5": [], "brier": [], "js_target": [], "log_eps_perplexity": []}
     hits, confidence = [], []
@@ -71,13 +72,22 @@ def tensors(*arrays):
     return [torch.from_numpy(np.asarray(a)) for a in arrays]
 
 
-@pytest.mark.parametrize(("name", "operator"), [("kl", softmax), ("alpha:2", sparsemax)])
+def spherical(theta):
+    s = theta**2 + 0.5
+    return s / s.sum(-1, keepdims=True)
+
+
+OPERATORS = [("kl", softmax), ("alpha:2", sparsemax), ("gce:0.7", softmax), ("focal + 0.1*log_partition", softmax)]
+
+
+@pytest.mark.parametrize(("name", "operator"), [*OPERATORS, ("spherical:0.5", spherical)])
 @pytest.mark.parametrize(("softcap", "scale"), [(None, 1.0), (3.0, 0.5)])
 def test_equals_the_oracle(name, operator, softcap, scale):
     hidden, weight, target, document = problem()
     theta = scale * hidden @ weight.T
     theta = theta if softcap is None else softcap * np.tanh(theta / softcap)
-    means, by_document, ece = oracle(theta, operator(theta), target, document)
+    p = operator(theta)
+    means, by_document, ece = oracle(p if operator is spherical else theta, p, target, document)
     got = metrics.evaluate(*tensors(hidden, weight, target, document), name, softcap=softcap, scale=scale)
     for key in ("accuracy_1", "accuracy_5", "brier", "js_target", "zero_target_share"):
         assert got.summary[key] == pytest.approx(means[key], rel=1e-9, abs=1e-12), key
@@ -142,10 +152,10 @@ def test_tiles_change_nothing(name, monkeypatch):
 
 def test_no_tile_is_larger_than_the_limit(monkeypatch):
     seen = []
-    real = metrics.softargmax
+    real = metrics.predictions
     monkeypatch.setattr(metrics, "TILE_BYTES", 1000)
     monkeypatch.setattr(
-        metrics, "softargmax", lambda z, *a, **k: seen.append(z.numel() * z.element_size()) or real(z, *a, **k)
+        metrics, "predictions", lambda z, *a, **k: seen.append(z.numel() * z.element_size()) or real(z, *a, **k)
     )
     metrics.evaluate(*tensors(*problem()), "kl")
     assert len(seen) > 1
@@ -216,7 +226,8 @@ def test_half_precision_is_measured_in_float32():
         ({"target": torch.tensor([0, 1, 2, -100])}, ValueError, "drop ignored rows first"),
         ({"target": torch.zeros(4)}, TypeError, "target of torch.float32"),
         ({"document": torch.tensor([0, 0, 0, -1])}, ValueError, "document id -1"),
-        ({"generator": "no such"}, ValueError, "no such"),
+        ({"objective": "no such"}, ValueError, "no such"),
+        ({"objective": "alpha:1.5 + mae"}, ValueError, "predict with"),
         ({"softcap": 0.0}, ValueError, "softcap=0.0"),
         ({"scale": math.nan}, ValueError, "scale=nan"),
     ],
@@ -227,7 +238,7 @@ def test_bad_input_is_named(change, error, message):
         "weight": torch.zeros(3, 2),
         "target": torch.zeros(4).long(),
         "document": torch.zeros(4).long(),
-        "generator": "kl",
+        "objective": "kl",
     }
     with pytest.raises(error, match=message):
         metrics.evaluate(**(given | change))

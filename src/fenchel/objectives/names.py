@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ..generators import generator_names
 
-__all__ = ["Words", "made", "makers", "remembered", "words"]
+__all__ = ["Words", "made", "makers", "remembered", "split_names", "words"]
 
 Made = TypeVar("Made")
 
@@ -59,6 +59,27 @@ def words(name: str) -> Words:
     found = [w.strip() for w in text.split(",")] if text else []
     by_name = {k.strip(): _value(v.strip()) for k, _, v in (w.partition("=") for w in found if "=" in w)}
     return Words(head, tuple(w for w in found if "=" not in w), by_name)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names of objectives separated by commas, some of which separate the parameters of one.
+
+    Example:
+        >>> split_names("kl, dkd:alpha=1,beta=8, js:0.3, renyi:2,temperature=3")
+        ('kl', 'dkd:alpha=1,beta=8', 'js:0.3', 'renyi:2,temperature=3')
+        >>> split_names("probability:1,0.05 + 0.1*log_partition, gce:0.7")
+        ('probability:1,0.05 + 0.1*log_partition', 'gce:0.7')
+    """
+    names: list[str] = []
+    for piece in text.split(","):
+        # what ends a name may be followed by another term of its sum
+        first = piece.partition(" + ")[0]
+        parameter = "=" in first.partition(":")[0] or not isinstance(_value(first.strip()), str)
+        if names and parameter:
+            names[-1] += "," + piece.strip()
+        else:
+            names.append(piece.strip())
+    return tuple(names)
 
 
 def made(name: str, make: Callable[..., Made], by_position: tuple[Any, ...], by_name: dict[str, Any]) -> Made:

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 import fenchel
 from fenchel.integrations.hooks import head_of
 from fenchel.integrations.losses import LabelLoss
+from fenchel.objectives.supervised import supervised_objective
+from fenchel.objectives.supervised.predictions import predictor, said_of
 from fenchel.study import calibrate as calibration
 from fenchel.study.corpus import Document
 from fenchel.study.data import (
@@ -135,6 +137,7 @@ def _manifest(request: Request, plan: Plan, command: str) -> dict[str, Any]:
         "context": plan.size.context,
         "vocab_size": plan.model_facts["vocab_size"],
         "lr": request.lr if request.lr is not None else default_lr(plan.source),
+        "predictions": {name: said_of(predictor(supervised_objective(name))) for name in request.objectives},
         **measuring(plan.size, plan.windows),
     }
     measured = {**plan.measured, "sizes": calibration.sizes()}

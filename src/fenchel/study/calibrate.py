@@ -38,7 +38,7 @@ def calibrate(
 ) -> dict[str, Timing]:
     """Time a few training steps and one evaluation of every loss, each from the same initialisation.
 
-    `losses` are (loss, generator whose softargmax the predictions are) by name.
+    `losses` are (loss, supervised objective whose predictions are those of the model) by name.
     """
     return {name: _time(source, blocks, batch_size, *losses[name], windows, device) for name in losses}
 
@@ -48,7 +48,7 @@ def _time(
     blocks: TrainBlocks,
     batch_size: int,
     loss: TokenLoss,
-    generator: str,
+    predicts: str,
     windows: Windows,
     device: str,
 ) -> Timing:
@@ -68,7 +68,7 @@ def _time(
         seconds.append(_timed(one_step))
         head.append(clock.seconds)
     measured = [value for value in head[1:] if value is not None]
-    evaluation = _timed(lambda: evaluate(model, windows, generator))
+    evaluation = _timed(lambda: evaluate(model, windows, predicts))
     return Timing(_median(seconds[1:]), _median(measured) if measured else None, evaluation)
 
 

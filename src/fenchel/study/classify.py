@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from fenchel.objectives.supervised import supervised_objective
 from fenchel.study.begin import machine
 from fenchel.study.definitions import BINS, SMOOTHING
-from fenchel.study.errors import StudyError, full_disk, one_line
+from fenchel.study.errors import StudyError, full_disk
+from fenchel.study.objectives import checked_objectives
 from fenchel.study.record import run_directory
 from fenchel.study.request import check_least
 from fenchel.study.runs import MANIFEST, existing, fingerprint, locked, write_json
@@ -46,18 +46,8 @@ class ClassifyRequest:
 
 
 def checked(request: ClassifyRequest) -> ClassifyRequest:
-    """The request; StudyError for anything unusable."""
-    from fenchel.objectives.supervised.predictions import predictor
-
-    if not request.objectives:
-        raise StudyError("--objectives is empty: pass one or more names")
-    for name in request.objectives:
-        if request.objectives.count(name) > 1:
-            raise StudyError(f"--objectives names {name} twice")
-        try:
-            predictor(supervised_objective(name))
-        except (ValueError, TypeError) as error:
-            raise StudyError(f"--objectives {name}: {one_line(error)}") from error
+    """The request with the names that its objectives are recorded by; StudyError for anything unusable."""
+    names = checked_objectives(request.objectives)
     check_least(("--seeds", request.seeds, 1), ("--folds", request.folds, 2))
     if not 0 <= request.noise < 1:
         raise StudyError(f"--noise must be a share of labels in [0, 1), got {request.noise:g}")
@@ -65,7 +55,7 @@ def checked(request: ClassifyRequest) -> ClassifyRequest:
         raise StudyError(f"--long-tail must be a ratio in (0, 1], got {request.long_tail:g}")
     if not 0 <= request.l2 < math.inf:
         raise StudyError(f"--l2 must be a number >= 0, got {request.l2:g}")
-    return request
+    return replace(request, objectives=names)
 
 
 def classify(request: ClassifyRequest, out: Path, *, console: Console | None = None, command: str = "") -> Path:

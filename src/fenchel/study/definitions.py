@@ -50,7 +50,8 @@ METRICS: tuple[Metric, ...] = (
         ("accuracy_1",),
         "mean of 1[rank(y) < 1]",
         "Share of held-out tokens whose most probable prediction is the token that follows. The rank counts the tokens "
-        "with a larger logit, and those with the same logit and a smaller index.",
+        "with a larger logit (a larger share, where a model predicts with shares of its own), and those with the same "
+        "and a smaller index.",
         unit="percent",
     ),
     Metric(
@@ -59,7 +60,7 @@ METRICS: tuple[Metric, ...] = (
         "higher",
         ("accuracy_5",),
         "mean of 1[rank(y) < 5]",
-        "Share of held-out tokens that are among the five tokens with the largest logits.",
+        "Share of held-out tokens that are among the five tokens of the first ranks.",
         unit="percent",
     ),
     Metric(
@@ -113,7 +114,7 @@ METRICS: tuple[Metric, ...] = (
         "lower",
         ("zero_target_share",),
         "mean of 1[p_y = 0]",
-        "Share of held-out tokens that the model calls impossible. Zero for dense generators, up to underflow.",
+        "Share of held-out tokens that the model calls impossible. Zero, up to underflow, for all but sparse generators.",
         unit="percent",
     ),
     Metric(

@@ -175,7 +175,7 @@ def _task(request: DistillRequest, model: Any, teachers: Mapping[str, Teacher], 
 
     return Task(
         loss=lambda name: token_loss(arms[name].objective, teachers[arms[name].source], request),
-        generator=lambda name: predictor_of(arms[name].objective),
+        predicts=lambda name: predictor_of(arms[name].objective),
         measure=measure,
         rows=CACHE in teachers,
         rewrite=rewrite,

@@ -73,30 +73,6 @@ class DistillRequest:
         return record
 
 
-def split_names(text: str) -> tuple[str, ...]:
-    """Names of objectives separated by commas, some of which separate the parameters of one.
-
-    >>> split_names("kl, dkd:alpha=1,beta=8, js:0.3, renyi:2,temperature=3")
-    ('kl', 'dkd:alpha=1,beta=8', 'js:0.3', 'renyi:2,temperature=3')
-    """
-    names: list[str] = []
-    for piece in text.split(","):
-        parameter = "=" in piece.partition(":")[0] or _is_value(piece)
-        if names and parameter:
-            names[-1] += "," + piece.strip()
-        else:
-            names.append(piece.strip())
-    return tuple(names)
-
-
-def _is_value(piece: str) -> bool:
-    try:
-        float(piece)
-    except ValueError:
-        return piece.strip() in ("true", "false")
-    return True
-
-
 def objective_of(name: str, temperature: float) -> RowObjective:
     """The objective with a name, at a temperature where it names none itself.
 

@@ -1,7 +1,7 @@
 """What a trained language model is measured by, on held-out text.
 
-The probabilities are the model's own: p = softargmax_f(logits) with the generator f it was trained with, so they are
-exactly zero outside the support for a sparse f. `docs/metrics.md` and `definitions.py` say what every metric is.
+The probabilities are the model's own, as `predictions` states them for the objective it was trained with: softargmax_f(logits) for a
+generator f, exactly zero outside the support where f is sparse. `docs/metrics.md` and `definitions.py` say what every metric is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fenchel.operators import softargmax
+from fenchel.objectives.supervised import supervised_objective
+from fenchel.objectives.supervised.predictions import predictions, predictor, ranking
 from fenchel.study.definitions import BINS, SENSITIVITY, SMOOTHING, gap_columns
 
 TILE_BYTES = 32 * 2**20  # of logits alive at a time
@@ -31,7 +32,7 @@ def evaluate(
     weight: torch.Tensor,
     target: torch.Tensor,
     document: torch.Tensor,
-    generator: str,
+    objective: str,
     *,
     softcap: float | None = None,
     scale: float = 1.0,
@@ -39,14 +40,14 @@ def evaluate(
     """Measures next-token predictions without ever holding the `[N, V]` logits.
 
     logits = scale * hidden @ weight.T, then softcap * tanh(logits / softcap) if `softcap` is given, and
-    p = softargmax_f(logits).
+    p = predictions(logits, objective).
 
     Args:
         hidden: `[N, D]` final hidden states.
         weight: `[V, D]` output embedding.
         target: `[N]` integer ids of the tokens that follow, each in [0, V).
         document: `[N]` integer id of the held-out document that each token belongs to; ids count from 0.
-        generator: name of the generator that the model was trained with.
+        objective: name of the supervised objective that the model was trained with.
 
     Returns:
         an `Evaluation`; a row with NaN logits makes every mean that holds it NaN.
@@ -61,7 +62,7 @@ def evaluate(
         (0.5, 0.5, [0.0, 2.0])
     """
     _check(hidden, weight, target, document, softcap, scale)
-    vocab = weight.shape[0]
+    vocab, chosen = weight.shape[0], predictor(supervised_objective(objective))
     work = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     weight = weight.detach().to(work)
     rows = max(1, TILE_BYTES // (vocab * weight.element_size()))
@@ -71,18 +72,20 @@ def evaluate(
             logits = scale * (hidden[start : start + rows].detach().to(work) @ weight.T)
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
-            tiles.append(_rows(logits, softargmax(logits, generator), target[start : start + rows]))
+            tiles.append(
+                _rows(logits, ranking(logits, chosen), predictions(logits, chosen), target[start : start + rows])
+            )
     columns = {name: torch.cat([tile[name] for tile in tiles]) for name in tiles[0]}
     return _reduce(columns, document.cpu(), vocab)
 
 
-def _rows(logits: torch.Tensor, p: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Everything that needs the vocabulary, per row, in float64 on the host."""
+def _rows(logits: torch.Tensor, order: torch.Tensor, p: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Everything that needs the vocabulary, per row, in float64 on the host; ranks are those of `order`."""
     y = target.long().unsqueeze(-1)
-    at_target = logits.gather(-1, y)
+    mine, logit = order.gather(-1, y), logits.gather(-1, y).squeeze(-1)
     before = torch.arange(logits.shape[-1], device=logits.device) < y
-    rank = ((logits > at_target) | ((logits == at_target) & before)).sum(-1)
-    outside = at_target.squeeze(-1) == -math.inf
+    rank = ((order > mine) | ((order == mine) & before)).sum(-1)
+    outside = logit == -math.inf
     p_y = p.gather(-1, y).squeeze(-1).double()
     # a row of NaN compares false with everything and would be a perfect hit
     bad = torch.isnan(p_y)
@@ -92,7 +95,7 @@ def _rows(logits: torch.Tensor, p: torch.Tensor, target: torch.Tensor) -> dict[s
         "squares": p.square().sum(-1).double(),
         "confidence": p.max(-1).values.double(),
         "support": (p > 0).sum(-1).double(),
-        "nll_softmax": (torch.logsumexp(logits, -1) - at_target.squeeze(-1)).double(),
+        "nll_softmax": (torch.logsumexp(logits, -1) - logit).double(),
     }
     return {name: torch.where(bad, math.nan, column).cpu() for name, column in columns.items()}
 

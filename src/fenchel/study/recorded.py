@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fenchel.integrations.hooks import head_of, last_hidden
 from fenchel.integrations.losses import LabelLoss, TokenLoss
+from fenchel.objectives.supervised import linear_supervised
 from fenchel.study.data import IGNORED, Data, TrainBlocks, Windows, order_hash
 from fenchel.study.evaluate import evaluate, every
 from fenchel.study.memory import peak_bytes
@@ -34,7 +35,7 @@ class Task:
 
     Attributes:
         loss: what an objective trains with.
-        generator: the generator whose softargmax the predictions of a trained model are.
+        predicts: the supervised objective whose predictions are those of a trained model.
         measure: more numbers for the final record of a run, from its model, its training blocks and its objective; what it
             has under "summary" and "per_document" joins what is there.
         rows: batches say which rows of a teacher cache are theirs.
@@ -42,7 +43,7 @@ class Task:
     """
 
     loss: Callable[[str], TokenLoss]
-    generator: Callable[[str], str]
+    predicts: Callable[[str], str]
     measure: Callable[["Bench", Any, TrainBlocks, str], dict[str, Any]]
     rows: bool = False
     rewrite: Callable[[str, int], Rewrite | None] = lambda objective, seed: None
@@ -158,7 +159,7 @@ class RunLog:
 
     def evaluate(self, model: Any, step: int) -> None:
         """Record a point of the learning curve."""
-        summary = evaluate(model, self.curve, self.bench.task.generator(self.objective)).summary
+        summary = evaluate(model, self.curve, self.bench.task.predicts(self.objective)).summary
         append_line(self.directory / "eval.jsonl", {"step": step, "seconds": self.seconds, "metrics": summary})
 
     def totals(self) -> dict[str, Any]:
@@ -172,8 +173,8 @@ class RunLog:
 
 
 def _final(bench: Bench, model: Any, blocks: TrainBlocks, objective: str) -> dict[str, Any]:
-    generator = bench.task.generator(objective)
-    evaluation = evaluate(model, bench.windows, generator)
+    predicts = bench.task.predicts(objective)
+    evaluation = evaluate(model, bench.windows, predicts)
     start = bench.windows.ids[0]
     prompt = start[bench.windows.labels[0] != IGNORED][:PROMPT_TOKENS]
     more = bench.task.measure(bench, model, blocks, objective)
@@ -183,21 +184,19 @@ def _final(bench: Bench, model: Any, blocks: TrainBlocks, objective: str) -> dic
         "per_document": {**evaluation.per_document, **more.get("per_document", {})},
         "documents": list(bench.windows.names),
         "reliability": evaluation.reliability,
-        "continuation": continuation(model, bench.data.tokenizer, prompt, generator),
+        "continuation": continuation(model, bench.data.tokenizer, prompt, predicts),
     }
 
 
 def head_memory(bench: Bench, model: Any, blocks: TrainBlocks, objective: str) -> dict[str, Any]:
-    """The most memory that the head of a Fenchel-Young loss takes in a step."""
-    from fenchel import linear_fenchel_young
-
+    """The most memory that the head of an objective takes in a step."""
     ids = _batch(blocks, bench.recipe.batch_size, bench.device)
     with torch.no_grad():
         hidden = last_hidden(model, input_ids=ids)[:, :-1].flatten(0, 1)
     head = head_of(model)
 
     def loss(states: Tensor, weight: Tensor) -> Tensor:
-        return linear_fenchel_young(
+        return linear_supervised(
             states, weight, ids[:, 1:].flatten(), objective, bias=head.bias, softcap=head.softcap, scale=head.scale
         )
 

@@ -4,11 +4,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-import fenchel
-from fenchel.study.errors import StudyError, one_line
+from fenchel.study.errors import StudyError
+from fenchel.study.objectives import checked_objectives
 from fenchel.study.presets import preset_for
 
 OBJECTIVES = ("kl", "alpha:1.5", "alpha:2", "js")
@@ -42,13 +41,8 @@ class Request:
 
 
 def checked(request: Request, report_to: str) -> Request:
-    """The request with its objectives' names as the generators spell them; StudyError for anything unusable."""
-    names = [_objective(name) for name in request.objectives]
-    if not names:
-        raise StudyError(f"--objectives is empty: pass one or more of {', '.join(fenchel.generator_names())}")
-    for name in names:
-        if names.count(name) > 1:
-            raise StudyError(f"--objectives names {name} twice")
+    """The request with the names that its objectives are recorded by; StudyError for anything unusable."""
+    names = checked_objectives(request.objectives)
     check_least(
         ("--seeds", request.seeds, 1),
         ("--steps", request.steps, 1),
@@ -59,7 +53,7 @@ def checked(request: Request, report_to: str) -> Request:
         raise StudyError(f"--lr must be positive, got {request.lr:g}")
     preset_for(request.budget)
     check_report_to(report_to)
-    return replace(request, objectives=tuple(names))
+    return replace(request, objectives=names)
 
 
 def check_least(*given: tuple[str, int | None, int]) -> None:
@@ -77,13 +71,3 @@ def check_report_to(report_to: str) -> None:
         raise StudyError(
             f"--report-to {report_to} is not available here: pass none or one of those installed ({installed})"
         )
-
-
-def _objective(name: str) -> str:
-    """Canonical name of an objective that can be trained with."""
-    try:
-        found = fenchel.generator(name)
-        fenchel.softargmax(torch.zeros(2), found)
-    except (ValueError, TypeError) as error:
-        raise StudyError(f"--objectives {name}: {one_line(error)}") from error
-    return found.name

@@ -244,7 +244,7 @@ def more(analysis: Analysis) -> Raw:
     head = el("tr", el("th", ""), *(el("th", name_tag(analysis, name), scope="col") for name in analysis.objectives))
     note = (
         "A sparse model pays for each impossible token according to λ, so read ε-perplexity at more than one. The "
-        "softmax likelihood is for reference: only kl was trained for it."
+        "softmax likelihood is for reference: only cross-entropy (kl) is trained for it."
     )
     table = el("div", el("table", el("thead", head), el("tbody", *body)), class_="scroll")
     return join(el("h2", "More numbers"), table, el("p", note, class_="note"))
@@ -258,9 +258,9 @@ def definitions(analysis: Analysis) -> Raw:
         terms.append(el("dt", metric.label))
         terms.append(el("dd", el("code", metric.formula), el("br"), metric.meaning, source))
     note = (
-        "p is the model's own distribution: the softargmax of its logits for the generator it was trained with, "
-        "zero outside its support where the generator is sparse. y is the token that follows, V the size of the "
-        "vocabulary; means are over held-out tokens."
+        f"p is the model's own distribution, that of the objective it was trained with{words.predictions(analysis.study)}. "
+        "It is zero outside the support of a sparse generator. y is the token that follows, V the size of the vocabulary; "
+        "means are over held-out tokens."
     )
     return join(el("h2", "Definitions"), el("p", note), el("dl", *terms))
 

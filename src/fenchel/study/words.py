@@ -137,7 +137,17 @@ def setting(study: Study) -> str:
     corpus = f"On this corpus ({data['name']})" if data.get("name") else "On this corpus"
     at = f" at this size ({', '.join(size)})" if size else ""
     trained = f"{count(len(study.objectives), 'objective')} trained with {count(len(study.info['seeds']), 'seed')} each"
-    return f"{corpus}{at}, {trained}, from the same initialisations and on the same batches."
+    rate = f" at the same learning rate ({config['lr']:g})" if config.get("lr") else ""
+    return f"{corpus}{at}, {trained}, from the same initialisations, on the same batches{rate and ' and'}{rate}."
+
+
+def predictions(study: Study) -> str:
+    """What the models predict with, objectives of the same together, to follow a statement about it; "" where the record does not say."""
+    by_operator: dict[str, list[str]] = {}
+    for name, operator in study.info.get("config", {}).get("predictions", {}).items():
+        by_operator.setdefault(operator, []).append(name)
+    said = [f"{operator} for {listing(names)}" for operator, names in by_operator.items()]
+    return f": {'; '.join(said)}" if said else ""
 
 
 def sentences(study: Study, cells: dict[str, dict[str, Comparison]]) -> list[str]:
