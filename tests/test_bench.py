@@ -58,7 +58,15 @@ def test_every_path_equals_its_dense_reference(dtype, paths, tmp_path):
     found = parity(measured, given, size)
     assert set(found) == {path.key for path in measured}
     assert {key: p for key, p in found.items() if not p.met} == {}
-    assert all(p.allowed == 2e-5 for p in found.values()) == (dtype == "float32")
+    smooth = [p.allowed for key, p in found.items() if not key.endswith(":tv")]
+    assert all(allowed == 2e-5 for allowed in smooth) == (dtype == "float32")
+
+
+def test_equal_probabilities_may_lie_on_either_side_of_a_kink(tmp_path):
+    given = inputs("initial", QUICK, OBJECTIVE, tmp_path)
+    [tv] = parity([path_of("pair:tv")], given, QUICK).values()
+    [js] = parity([path_of("pair:js")], given, QUICK).values()
+    assert tv.met and js.allowed == 2e-5 < tv.allowed < 1e-2
 
 
 def test_every_generator_is_measured_in_every_way_that_it_has():

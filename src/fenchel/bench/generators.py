@@ -1,5 +1,7 @@
 """The generators and objectives of labels that are measured: one of every kind that the library knows, by name."""
 
+import torch
+
 import fenchel
 
 # What stands for a family that has a parameter: sparse and dense members, and those that have kernels of their own.
@@ -29,6 +31,18 @@ def losses() -> tuple[str, ...]:
 def has_loss(name: str) -> bool:
     """Whether the generator has an operator and a loss, or is a divergence alone."""
     return fenchel.generator(name).unlink is not None
+
+
+def kinked(name: str) -> bool:
+    """Whether f' jumps at 1: the gradient of the divergence then has either sign where the two probabilities are equal.
+
+    Example:
+        >>> kinked("tv"), kinked("js")
+        (True, False)
+    """
+    f, h = fenchel.generator(name).f, 1e-6
+    u = torch.tensor([1 - h, 1 + h], dtype=torch.float64)
+    return float(f(u).sum()) > 1e-3 * h
 
 
 def sparse(name: str) -> bool:
