@@ -57,7 +57,9 @@ def steered_log_probabilities(logits: Tensor, *, gap: Tensor | None = None, temp
 
     Args:
         logits: [N, K, V], of each head.
-        gap: [N, K], how far each head is from home; None: the entropy of its prediction, in nats.
+        gap: [N, K], how far each head is from home; None: the entropy of its prediction, in nats. That is all that logits alone say, and a poor guide where
+            heads are as sure abroad as at home. In the gallery (P029) heads by entropy were 0.19 less accurate on a new domain than one classifier for all,
+            heads by minus log of the probability of their domain under a classifier of the source domains 0.07 more: pass such a gap where there is one.
         temperature: T > 0; the nearest head alone as T -> 0, all alike as T -> inf.
 
     Returns:
