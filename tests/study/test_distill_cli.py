@@ -217,6 +217,7 @@ def test_training_from_a_cache(tmp_path: Path, options: dict[str, str], monkeypa
         assert isinstance(invoke(with_cache, tmp_path / "cached").exception, Stopped)
     result = done(with_cache, tmp_path / "cached")
     assert re.search(r"from the cache: \d+\.\d\d times as fast", result.output.replace("\n", " "))
+    assert "hold 100.0 % of the teacher on average" in result.output.replace("\n", " ")
     timing = read(tmp_path / "cached" / "timing.json")
     assert timing["speedup"] == pytest.approx(
         timing["seconds_per_step"]["live"] / timing["seconds_per_step"]["cached"], rel=0.02
@@ -258,6 +259,7 @@ def test_sources_are_compared_in_one_study(tmp_path: Path, options: dict[str, st
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Where the student learns from" in page
     assert "the batches are what the student writes" in page
+    assert re.search(r"The \d+ classes of a cached row hold 100\.0 % of the teacher on average, 100\.0 % or less", page)
 
     built = page_builder()
     numbers = json.loads(json.dumps(built.extract(out)))
@@ -347,7 +349,10 @@ def test_caches_of_something_else_are_refused_before_anything_is_written(
 ) -> None:
     cache = tmp_path / "cache"
     options = {**options, "--cache": str(cache), "--cache-k": "4", "--steps": "1"}
-    done(options, tmp_path / "first")
+    first = done(options, tmp_path / "first")
+    # four classes of an untrained teacher are next to nothing
+    assert read(tmp_path / "first" / "cache.json")["mean"] < 0.9
+    assert "pass a larger --cache-k" in first.output.replace("\n", " ")
     out = tmp_path / "out"
 
     def line(**changed: str) -> str:

@@ -116,6 +116,18 @@ def test_sparse_rows_come_back_whole(tmp_path):
     )
 
 
+def test_mass_is_that_of_the_largest_classes(tmp_path):
+    z = torch.cat((logits(), 40 * torch.eye(V)[:2], torch.zeros(1, V)))
+    p = z.double().softmax(-1).numpy()
+    want = [sum(sorted(row)[-K:]) for row in p.tolist()]
+    cache = build(tmp_path / "top", z, tokens=len(z))
+    torch.testing.assert_close(cache.mass().double(), torch.tensor(want, dtype=torch.float64), rtol=1e-6, atol=0)
+    assert cache.mass()[-1] == pytest.approx(K / V)
+    whole = build(tmp_path / "sparse", k=None, generator="alpha:1.5")
+    assert torch.equal(whole.mass(), torch.ones(N))
+    assert build(tmp_path / "empty", z[:0], tokens=0).mass().shape == (0,)
+
+
 def test_float16_is_a_bounded_error(tmp_path):
     z = 4 * logits()
     z[:, 7] = -torch.inf

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fenchel.integrations.on_policy import OnPolicy
 from fenchel.study.arms import CACHE, LIVE, ON_POLICY
 from fenchel.study.data import Data, TrainBlocks, Windows, every_block, heldout_windows, load_data, separator
 from fenchel.study.distill_begin import begin, cache_spec, said_of_cache, token_loss
+from fenchel.study.distill_cache import held, said_of_held
 from fenchel.study.distill_request import DistillRequest, checked, predictor_of
 from fenchel.study.errors import StudyError, full_disk, one_line
 from fenchel.study.evaluate import evaluate
@@ -35,8 +36,8 @@ from fenchel.teachers.cache import Cache, open_cache
 from fenchel.teachers.format import CacheError
 
 TEACHER = "teacher"
-# How well the teacher and the untrained student do, and how long a step takes with the teacher and with its cache.
-BEFORE, TIMING = "before.json", "timing.json"
+# How well the teacher and the untrained student do, what the teacher's cache holds, and how long a step takes with the teacher and with its cache.
+BEFORE, HELD, TIMING = "before.json", "cache.json", "timing.json"
 TIMED_STEPS = 8
 
 
@@ -152,12 +153,15 @@ def _cache(bench: Bench, request: DistillRequest, model: Any, console: Console) 
     with Display(console, spec.tokens, 0, unit="tokens") as display:
         write_cache(directory, spec, model, blocks, progress=lambda rows: display.reach("cache", rows))
     cache = open_cache(directory, teacher=spec.teacher, data=spec.data, tokenizer=spec.tokenizer, tokens=spec.tokens)
-    dense = 2 * spec.vocabulary
+    found, dense = held(cache), 2 * spec.vocabulary
     console.print(
         f"cache: {len(cache):,} tokens, {cache.bytes_per_token:.0f} bytes a token (dense float16: {dense:,}), "
         f"ready in {time.perf_counter() - start:.1f} s",
         highlight=False,
     )
+    if found is not None:
+        write_json(bench.out / HELD, asdict(found))
+        console.print(said_of_held(found), highlight=False)
     return cache
 
 

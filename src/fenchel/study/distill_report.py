@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fenchel.study import distill_sources, report, sections, words
 from fenchel.study.analysis import Analysis, analyse, mean_of, summary_mean
 from fenchel.study.arms import LABELS
+from fenchel.study.distill_cache import Held, said_of_held
 from fenchel.study.errors import StudyError
 from fenchel.study.fidelity import MEASURES
 from fenchel.study.markup import Raw, el, join
@@ -37,7 +38,9 @@ def write(out: Path) -> Path:
         NothingFinished: no run has finished yet.
         StudyError: the record cannot be read, or the disk is full.
     """
-    return report.put(out, render(analyse(load(out)), read(out, "before.json"), read(out, "timing.json")))
+    of_cache = read(out, "cache.json")
+    held = None if of_cache is None else Held(**of_cache)
+    return report.put(out, render(analyse(load(out)), read(out, "before.json"), held, read(out, "timing.json")))
 
 
 def read(out: Path, name: str) -> dict[str, Any] | None:
@@ -49,10 +52,10 @@ def read(out: Path, name: str) -> dict[str, Any] | None:
         raise StudyError(f"cannot read {path}: {error}") from error
 
 
-def render(analysis: Analysis, before: dict[str, Any] | None, timing: dict[str, Any] | None) -> str:
+def render(analysis: Analysis, before: dict[str, Any] | None, held: Held | None, timing: dict[str, Any] | None) -> str:
     """The whole page."""
     parts = [
-        opening(analysis, before, timing),
+        opening(analysis, before, held, timing),
         models(analysis, before),
         sections.results(analysis),
         fidelities(analysis),
@@ -68,7 +71,7 @@ def render(analysis: Analysis, before: dict[str, Any] | None, timing: dict[str, 
     return report.page(f"{words.listing(analysis.study.objectives)} · fenchel distill", parts)
 
 
-def opening(analysis: Analysis, before: dict[str, Any] | None, timing: dict[str, Any] | None) -> Raw:
+def opening(analysis: Analysis, before: dict[str, Any] | None, held: Held | None, timing: dict[str, Any] | None) -> Raw:
     """Title, what was done, and what it came to."""
     study = analysis.study
     config = study.info.get("config", {})
@@ -89,6 +92,9 @@ def opening(analysis: Analysis, before: dict[str, Any] | None, timing: dict[str,
         f"teacher has {words.count(teacher['layers'], 'layer')} and {teacher['parameters']:,} parameters."
     )
     items = [el("li", said) for said in sentences(analysis, before)]
+    if held is not None:
+        text = said_of_held(held)
+        items.append(el("li", f"{text[0].upper()}{text[1:]}."))
     if timing is not None:
         items.append(el("li", cost(timing)))
     parts.append(el("div", el("p", setting), el("ul", *items), class_="summary"))

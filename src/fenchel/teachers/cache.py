@@ -113,6 +113,29 @@ class Cache:
         )
         return flat.reshape(*shape)
 
+    def mass(self) -> Tensor:
+        """The probability [N] that the stored classes of each row have together, float32: less than 1 where a teacher is unsure beyond k classes.
+
+        Example:
+            >>> import tempfile; from fenchel.teachers.buckets import top_k; from fenchel.teachers.writer import build_cache
+            >>> marks, row = {"teacher": "t", "data": "d", "tokenizer": "k"}, torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     manifest = build_cache(directory, Spec(**marks, vocabulary=4, tokens=1, k=2), lambda start: [top_k(row, 2)])
+            ...     print(f"{float(open_cache(directory, **marks).mass()):.3f}")
+            0.750
+
+        Raises:
+            CacheError: a damaged shard, where `open_cache` did not verify.
+        """
+        parts = zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True)
+        # a shard at a time: a cache may be larger than the memory
+        return torch.cat([torch.ones(0), *(self._mass(start, stop) for start, stop in parts)])
+
+    def _mass(self, start: int, stop: int) -> Tensor:
+        if self.spec.k is None:
+            return torch.ones(stop - start)
+        return self.buckets(slice(start, stop)).logp.exp().sum(-1)
+
     def sparse(self, rows: Index) -> SparseRows:
         """The rows of a sparse cache, [N] whatever the shape of the row numbers.
 
