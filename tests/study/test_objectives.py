@@ -18,6 +18,9 @@ def test_every_name_of_the_library_but_penalties_is_an_objective_of_a_study():
         with pytest.raises(StudyError, match=f"a penalty alone learns no label; pass cross_entropy \\+ {name}"):
             checked_objectives([name])
         assert checked_objectives([f"cross_entropy + 0.1*{name}"])
+    for name in ("entropy_penalty + 0.1*logit_penalty", "0*mae + entropy_penalty"):
+        with pytest.raises(StudyError, match="learns no label"):
+            checked_objectives([name])
 
 
 def test_generators_have_one_spelling_and_others_keep_theirs():
@@ -42,6 +45,7 @@ def test_generators_have_one_spelling_and_others_keep_theirs():
         ("nce + 0.5*rce", "0.5*rce:A=4 + nce"),
         ("sce:alpha=0.1,beta=1", "0.1*cross_entropy + rce"),
         ("mae + mae", "2*mae"),
+        ("sce:alpha=1,beta=0", "cross_entropy"),
         ("alpha:1.50 + 0.1*logit_penalty", "alpha:1.5 + 0.1*logit_penalty"),
     ],
 )

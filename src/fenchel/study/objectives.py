@@ -45,7 +45,7 @@ def _named(given: str) -> tuple[str, LabelObjective]:
         predictor(objective)
     except (ValueError, TypeError) as error:
         raise StudyError(f"--objectives {name}: {one_line(error)}") from error
-    if objective.takes == EVERY:
+    if all(not isinstance(part, str) and part.takes == EVERY for part in weights(objective)):
         raise StudyError(f"--objectives {name}: a penalty alone learns no label; pass cross_entropy + {name}, say")
     if isinstance(objective, FenchelYoung) and objective.temperature == 1:
         name = generator(objective.generator).name
@@ -70,4 +70,4 @@ def weights(objective: LabelObjective) -> dict[LabelObjective | str, float]:
     for factor, term in objective.terms:
         for part, weight in weights(term).items():
             total[part] = total.get(part, 0.0) + factor * weight
-    return total
+    return {part: weight for part, weight in total.items() if weight}
