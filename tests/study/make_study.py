@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fenchel.study.record import run_directory
+
 BINS = 15
 CODE = 'def walk(top, <script>alert("x")</script>):\n    if a < b && c > d:\n        return top\n'
 
@@ -50,7 +52,7 @@ def make_study(
     (out / "study.json").write_text(json.dumps(info))
     for objective in objectives:
         for seed in seeds:
-            where = out / "runs" / objective.replace(":", "_") / f"seed{seed}"
+            where = run_directory(out, objective, seed)
             _run(
                 where,
                 objective,

@@ -216,6 +216,23 @@ def test_terminal_table(full):
         assert metric.label in shown
 
 
+def test_many_objectives_with_long_names_stay_apart(tmp_path):
+    sums = [f"cross_entropy + {weight}*log_partition" for weight in ("1e-4", "1e-2")]
+    out = make_study(tmp_path / "s", ("kl", "sce:alpha=0.1,beta=1", "focal:gamma=2", "stablemax", *sums), (0, 1))
+    _, _, text = read(report.write(out))
+    for name in sums:
+        # the legend has the whole name, an axis the same in two lines
+        assert name in text
+        assert re.search(rf"cross_entropy \+\s+{re.escape(name.rpartition(' ')[2])}", text)
+    console = Console(width=120, force_terminal=False)
+    with console.capture() as capture:
+        console.print(report.table(out))
+    shown = capture.get()
+    assert all(part in shown for name in sums for part in name.split())
+    assert "kl (baseline)" in " ".join(shown.split())
+    assert "better" in shown
+
+
 def test_colours_and_markers_tell_many_objectives_apart():
     looks = {(plots.colour(i), plots.symbol(i)) for i in range(20)}
     assert len(looks) == 20
@@ -301,6 +318,21 @@ def test_documentation_has_every_metric_with_its_formula():
     page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8").replace("\\|", "|")
     for metric in METRICS:
         assert f"| {metric.label} | `{metric.formula}` | {metric.better} |" in page
+
+
+def test_warns_where_predictions_got_worse_in_training(tmp_path):
+    out = make_study(tmp_path / "s", ("kl", "dft"), (0, 1))
+    study = load(out)
+    assert "before it was trained" not in " ".join(words.sentences(study, analyse(study).cells))
+    for path in (out / "runs" / "dft").glob("*/eval.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line, value in ((lines[0], 1024.0), (lines[-1], 20_000.0)):
+            line["metrics"]["eps_perplexity"] = value
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    study = load(out)
+    baseline, said = words.sentences(study, analyse(study).cells)
+    assert "before it was trained" not in baseline
+    assert "worse than before it was trained (20,000, and 1,024 then, on the windows" in said
 
 
 def test_warns_where_the_smoothing_decides(tmp_path):

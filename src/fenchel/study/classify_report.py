@@ -1,6 +1,5 @@
 """The report of `fenchel compare --task classification`, in the style of the study of language models."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,25 +126,5 @@ def definitions() -> Raw:
 
 def table(out: Path) -> "Table":
     """The results for a terminal: objectives by metrics, a mark where the interval of the difference leaves zero out."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     analysis = analyse(load(out), METRICS)
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        caption=Text(f"{words.MARKS['better']} better, {words.MARKS['worse']} worse. {intervals(analysis)}"),
-        caption_justify="left",
-        pad_edge=False,
-    )
-    kept = [m for m in METRICS if not all(math.isnan(c.value) for c in analysis.cells[m.key].values())]
-    for label in ("", *(m.label for m in kept)):
-        shown.add_column(Text(label))
-    for name in analysis.objectives:
-        row = [Text(name + (" (baseline)" if name == analysis.study.baseline else ""))]
-        for metric in kept:
-            c = analysis.cells[metric.key][name]
-            mark = words.MARKS[c.verdict] + " " if c.verdict in ("better", "worse") else ""
-            row.append(Text(mark + words.number(c.value, metric.unit)))
-        shown.add_row(*row)
-    return shown
+    return report.by_objective(analysis, METRICS, intervals(analysis))

@@ -10,6 +10,7 @@ import functools
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec
@@ -57,8 +58,9 @@ def _stand_in(index: int) -> str:
     return f"#05{index % COLOURS:02x}b1"
 
 
-def _short(label: str, most: int = 22) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
+def _lines(label: str, most: int = 22) -> list[str]:
+    """A name in two lines at most."""
+    return textwrap.wrap(label, most, max_lines=2, placeholder="…", break_on_hyphens=False)
 
 
 def _styled(draw: Callable[Concatenate[str, P], Raw]) -> Callable[Concatenate[str, P], Raw]:
@@ -92,8 +94,13 @@ def _panel(size: tuple[float, float] = PANEL, left: float = 0.6) -> Axes:
 
 
 def _room(labels: Iterable[str]) -> float:
-    # inches for the longest label at 8.5 points, in a wide font
-    return 0.15 + 0.073 * max(len(_short(label)) for label in labels)
+    # inches for the longest line of a label at 8.5 points, in a wide font
+    return 0.15 + 0.073 * max(len(line) for label in labels for line in _lines(label))
+
+
+def _height(labels: Sequence[str], row: float) -> float:
+    # inches for rows of at least `row`, with room for the lines of the labels
+    return 0.62 + len(labels) * max(row, 0.1 + 0.14 * max(len(_lines(label)) for label in labels))
 
 
 def _label(axes: Axes, x: str, y: str = "") -> None:
@@ -102,7 +109,7 @@ def _label(axes: Axes, x: str, y: str = "") -> None:
 
 
 def _rows_axis(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), [_short(label) for label in labels], color=INK)
+    axes.set_yticks(range(len(labels)), ["\n".join(_lines(label)) for label in labels], color=INK)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
@@ -211,13 +218,14 @@ def differences(name: str, title: str, x: str, rows: Sequence[tuple[int, str, fl
     """Interval per objective around a line at zero; `rows` are (index, label, difference, low, high)."""
     from matplotlib.ticker import MaxNLocator
 
-    axes = _panel((PANEL[0], 0.62 + 0.32 * len(rows)), _room(row[1] for row in rows))
+    labels = [row[1] for row in rows]
+    axes = _panel((PANEL[0], _height(labels, 0.32)), _room(labels))
     axes.axvline(0, color=INK, linewidth=1)
     for place, (index, _, middle, low, high) in enumerate(rows):
         c = _stand_in(index)
         axes.plot([low, high], [place, place], color=c, linewidth=2.4, solid_capstyle="round", alpha=0.75)
         axes.plot([middle], [place], color=c, marker=MARKERS[index % len(MARKERS)], markersize=6, linestyle="")
-    _rows_axis(axes, [row[1] for row in rows])
+    _rows_axis(axes, labels)
     axes.margins(x=0.08)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, symmetric=False))
     _label(axes, x)
@@ -227,7 +235,8 @@ def differences(name: str, title: str, x: str, rows: Sequence[tuple[int, str, fl
 @_styled
 def stacked(name: str, title: str, x: str, rows: Sequence[tuple[int, str, float, float]]) -> Raw:
     """Horizontal bars of two parts; `rows` are (index, label, solid part, pale part), NaN parts are not drawn."""
-    axes = _panel((PANEL[0], 0.62 + 0.36 * len(rows)), _room(row[1] for row in rows))
+    labels = [row[1] for row in rows]
+    axes = _panel((PANEL[0], _height(labels, 0.36)), _room(labels))
     for place, (index, _, solid, pale) in enumerate(rows):
         c = _stand_in(index)
         start = 0.0 if math.isnan(solid) else solid
@@ -235,7 +244,7 @@ def stacked(name: str, title: str, x: str, rows: Sequence[tuple[int, str, float,
             axes.barh(place, solid, color=c, height=0.62)
         if not math.isnan(pale):
             axes.barh(place, pale, left=start, color=c, alpha=0.35, height=0.62)
-    _rows_axis(axes, [row[1] for row in rows])
+    _rows_axis(axes, labels)
     _label(axes, x)
     return _svg(axes, name, title)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fenchel.study import sections, words
 from fenchel.study.analysis import Analysis, analyse
-from fenchel.study.definitions import METRICS
+from fenchel.study.definitions import METRICS, Metric
 from fenchel.study.errors import full_disk
 from fenchel.study.markup import Raw, el, join
 from fenchel.study.record import NothingFinished, load
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["NothingFinished", "table", "write"]
 
 NAME = "report.html"
+# Objectives that a terminal has room for beside each other, with intervals.
+COLUMNS = 4
+# The metrics of a terminal's table of more of them.
+MANY = ("accuracy_1", "eps_perplexity", "brier", "ece", "tokens_per_second", "head_peak_bytes")
 
 
 def write(out_dir: Path) -> Path:
@@ -92,7 +96,7 @@ def _replace(path: Path, page: str) -> Path:
 
 
 def table(out_dir: Path) -> Table:
-    """The results for a terminal: metric by objective, with differences, intervals and verdicts.
+    """The results for a terminal: metric by objective, with differences, intervals and verdicts; of many objectives a row each.
 
     Raises:
         NothingFinished: no run has finished yet.
@@ -107,6 +111,9 @@ def table(out_dir: Path) -> Table:
     caption = words.intervals(analysis.cells)
     if study.missing:
         caption = f"{words.count(len(study.missing), 'run')} missing: run the same command again. {caption}"
+    if len(analysis.objectives) > COLUMNS:
+        metrics = [words.METRIC[key] for key in MANY]
+        return by_objective(analysis, metrics, f"The report has more metrics. {caption}")
     shown = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left", pad_edge=False)
     shown.add_column("")
     for name in analysis.objectives:
@@ -125,4 +132,26 @@ def table(out_dir: Path) -> Table:
                     cell.append("\n" + words.interval_text(c), style="dim")
             row.append(cell)
         shown.add_row(Text(metric.label), *row)
+    return shown
+
+
+def by_objective(analysis: Analysis, metrics: Sequence[Metric], caption: str) -> Table:
+    """Objectives by metrics, with a mark where the interval of the difference leaves zero out."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = f"{words.MARKS['better']} better, {words.MARKS['worse']} worse. {caption}"
+    shown = Table(box=box.SIMPLE_HEAD, caption=Text(marks), caption_justify="left", pad_edge=False)
+    kept = [m for m in metrics if not all(math.isnan(c.value) for c in analysis.cells[m.key].values())]
+    shown.add_column("", overflow="fold", min_width=10)
+    for metric in kept:
+        shown.add_column(Text(metric.label), overflow="fold")
+    for name in analysis.objectives:
+        row = [Text(name + (" (baseline)" if name == analysis.study.baseline else ""))]
+        for metric in kept:
+            c = analysis.cells[metric.key][name]
+            mark = words.MARKS[c.verdict] + " " if c.verdict in ("better", "worse") else ""
+            row.append(Text(mark + words.number(c.value, metric.unit)))
+        shown.add_row(*row)
     return shown

@@ -16,6 +16,8 @@ CURVES: tuple[tuple[str, str, Literal["percent", "log"]], ...] = (
     ("accuracy_1", "held-out accuracy@1", "percent"),
     ("eps_perplexity", "held-out ε-perplexity", "log"),
 )
+# Characters of a term of a sum that is not broken at the end of a line, at the hyphen of 1e-4 say.
+WHOLE = 24
 SHOWN_DIFFERENCES = ("accuracy_1", "eps_perplexity", "brier", "ece")
 
 
@@ -25,7 +27,11 @@ def name_tag(analysis: Analysis, objective: str) -> Raw:
     mark = el(
         "span", plots.symbol(index) + "\N{NO-BREAK SPACE}", style=f"color:{plots.colour(index)}", aria_hidden="true"
     )
-    return el("span", mark, objective, class_="name")
+    terms = objective.replace(" + ", " +\n").split("\n")
+    whole = ["term" if len(term) <= WHOLE else None for term in terms]
+    first = el("span", mark, terms[0], class_=whole[0])
+    others = [join(" ", el("span", term, class_=kind)) for term, kind in zip(terms[1:], whole[1:], strict=True)]
+    return el("span", first, *others, class_="name")
 
 
 def legend(analysis: Analysis) -> Raw:
@@ -246,7 +252,7 @@ def more(analysis: Analysis) -> Raw:
         "A sparse model pays for each impossible token according to λ, so read ε-perplexity at more than one. The "
         "softmax likelihood is for reference: only cross-entropy (kl) is trained for it."
     )
-    table = el("div", el("table", el("thead", head), el("tbody", *body)), class_="scroll")
+    table = el("div", el("table", el("thead", head), el("tbody", *body), class_="results"), class_="scroll")
     return join(el("h2", "More numbers"), table, el("p", note, class_="note"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fenchel.study.definitions import METRICS, SENSITIVITY, SMOOTHING, Metric
 from fenchel.study.record import Study
-from fenchel.study.stats import Comparison, Interval
+from fenchel.study.stats import Comparison, Interval, mean
 
 METRIC = {metric.key: metric for metric in METRICS}
 VISIBLE_SHARE = 0.25  # of the step time: below it a head that cost nothing would make training at most 1.33 x as fast
@@ -168,8 +168,21 @@ def sentences(study: Study, cells: dict[str, dict[str, Comparison]]) -> list[str
         speed = cells["tokens_per_second"][objective]
         if speed.interval is not None and not math.isnan(speed.interval.difference):
             parts.append(f"trains {_exp(speed.interval.difference):.2f} × as fast ({speed.verdict})")
-        said.append(f"{full_name(objective)} {listing(parts)}.{_smoothing(study, objective)}")
+        warnings = _worse_than_untrained(study, objective) + _smoothing(study, objective)
+        said.append(f"{full_name(objective)} {listing(parts)}.{warnings}")
     return said
+
+
+def _worse_than_untrained(study: Study, objective: str) -> str:
+    """A warning where the predictions of held-out text got worse from before the training to its end."""
+    runs = [run for run in study.runs[objective].values() if run.finished and run.evals]
+    before, after = (mean([run.evals[at]["metrics"].get("eps_perplexity") for run in runs]) for at in (0, -1))
+    if not after > before:
+        return ""
+    return (
+        f" By ε-perplexity it predicts worse than before it was trained ({number(after)}, and {number(before)} then, on the "
+        "windows of the learning curve), at this learning rate and in this many steps."
+    )
 
 
 def _smoothing(study: Study, objective: str) -> str:
