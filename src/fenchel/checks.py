@@ -71,6 +71,12 @@ def check_number(name: str, x: object, low: float = -math.inf, high: float = mat
     return float(x)
 
 
+def check_flag(name: str, x: object) -> None:
+    """Raise TypeError unless x is a bool."""
+    if not isinstance(x, bool):
+        raise TypeError(f"{name}: got {x!r}; pass True or False")
+
+
 def check_reduction(reduction: str) -> None:
     """Raise ValueError unless the reduction is known."""
     if reduction not in REDUCTIONS:

@@ -41,7 +41,7 @@ class Vocabulary:
     Attributes:
         group: the name of the process group that shares the vocabulary; "" for none.
         offset: the classes that lie before this shard.
-        size: the classes of all shards.
+        size: the classes of all shards; 0 where the whole vocabulary is here.
         widest: the classes of the widest shard. Ranks take the same tiles of rows, whatever their own widths.
         reduce: how numbers are put together over the group.
     """
@@ -64,6 +64,10 @@ class Vocabulary:
     def width(self, width: int) -> int:
         """The classes that memory is planned for: those of the widest shard."""
         return self.widest if self.group else width
+
+    def block(self, start: int, width: int) -> "Vocabulary":
+        """The columns from `start` on of this shard of `width` by themselves: what is known of rows is known, and nothing is reduced."""
+        return Vocabulary(offset=self.offset + start, size=self.classes(width))
 
     def maxima(self, *shards: Tensor) -> tuple[Tensor, ...]:
         """The largest entry of each row, [..., 1]. On a group: a constant, and one all-reduce."""
@@ -98,7 +102,7 @@ class Vocabulary:
 
     def place(self, y: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
         """Where classes y lie in this shard of `width`, and which of them do (None: all); the others are at a place that exists."""
-        if not self.group:
+        if not self.size:
             return y, None
         at = y - self.offset
         mine = (at >= 0) & (at < width)

@@ -104,6 +104,25 @@ def test_the_loss_equals_the_dense_one(name, arguments):
         same(fused, dense, [hidden, weight], upstream, 1e-10)
 
 
+@pytest.mark.parametrize("name", ["kl", "alpha:1.5", "reverse_kl"])
+def test_without_an_accumulator(name, monkeypatch):
+    """By blocks of classes, which labels lie before, in and behind."""
+    monkeypatch.setattr("fenchel.head.young.accumulates", lambda head: head.want[1])
+    for arguments in (
+        {"temperature": 0.7, "class_weight": prior()},
+        {"label_smoothing": 0.1, "softcap": 3.0},
+        {"q": prior()},
+    ):
+        head = {"softcap": arguments["softcap"]} if "softcap" in arguments else {}
+        rest = {("weight" if k == "class_weight" else k): x for k, x in arguments.items() if k not in head}
+        bias = parts()[2].detach().index_fill(0, torch.tensor(5), -torch.inf)
+        fused = partial(
+            young, y=labels(), name=name, bias=bias, memory=16 * N * 4, accumulator=False, **arguments, **TRITON
+        )
+        dense = partial(dense_young, y=labels(), name=name, bias=bias, head=head, **rest)
+        same(fused, dense, parts()[:2], torch.tensor(0.3), 1e-10)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["kl", "js", "alpha:1.5"])
 def test_losses_round_no_worse_than_torch(name, dtype):

@@ -91,6 +91,12 @@ def compiled(share: Share, case: Case) -> Any:
         return case(share)
 
 
+def by_classes(share: Share, **arguments: Any) -> dict[str, Any]:
+    """The gradient without an accumulator, in float64, whose rounding hides nothing."""
+    with mock.patch("fenchel.head.young.accumulates", lambda head: head.want[1]):
+        return young(share, dtype=F64, accumulator=False, **arguments)
+
+
 CASES: dict[str, Case] = {}
 for g in (*(case.g for case in DISTINCT), next(case.g for case in MINE if case.book == "chi2")):
     CASES |= {
@@ -126,6 +132,8 @@ CASES |= {
     for name in ("young kl float32", "young reverse_kl smoothing", "young alpha:1.5 q", "divergence js")
 }
 CASES |= {
+    "young kl by classes": partial(by_classes, g="kl", label_smoothing=0.2),
+    "young alpha:1.5 by classes": partial(by_classes, g="alpha:1.5", q=Q, class_weight=WEIGHT, softcap=3.0),
     "logp": partial(logp, dtype=F64),
     "logp float32": partial(logp, dtype=F32),
     "logp temperature, softcap": partial(logp, dtype=F64, temperature=0.6, softcap=4.0, scale=1.5),

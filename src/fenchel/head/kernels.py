@@ -5,12 +5,13 @@ Same functions and same results, up to rounding, as `gathered` and `native`; a m
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fenchel.head import gathered, native
 from fenchel.head.gathered import Moments, Rows
 
-__all__ = ["Moments", "Rows", "above", "moments", "rows_times", "transpose_times", "window"]
+__all__ = ["Moments", "Rows", "above", "joined", "moments", "rows_times", "transpose_times", "window"]
 
 
 def window(logits: Tensor, width: float) -> tuple[Tensor, Rows]:
@@ -36,3 +37,14 @@ def rows_times(rows: Rows, weight: Tensor, *, out: Tensor | None = None) -> Tens
 def transpose_times(rows: Rows, hidden: Tensor, *, out: Tensor) -> Tensor:
     """`out += rows.T @ hidden`, `[V, n] @ [n, D]`, in place into `out` `[V, D]`."""
     return (native if native.handles(rows.vals, hidden, out) else gathered).transpose_times(rows, hidden, out=out)
+
+
+def joined(parts: list[Rows]) -> Rows:
+    """CSR blocks of rows, one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = torch.tensor([0, *(int(p.row_ptr[-1]) for p in parts)]).cumsum(0)
+    pointers = [parts[0].row_ptr[:1]] + [p.row_ptr[1:] + e for p, e in zip(parts, ends, strict=False)]
+    return Rows(
+        torch.cat(pointers), torch.cat([p.cols for p in parts]), torch.cat([p.vals for p in parts]), parts[0].columns
+    )

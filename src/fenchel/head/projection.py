@@ -162,30 +162,34 @@ def add_gradients(
     d_hidden: Tensor | None,
     d_weight: Tensor | None,
     d_bias: Tensor | None,
-    first: bool,
+    *,
+    new: tuple[bool, bool],
 ) -> None:
-    """grad [n, V] multiplied back: d_hidden becomes grad @ weight; grad.T @ hidden and grad's column sums are added to d_weight and d_bias.
+    """grad [n, V] multiplied back: grad @ weight, grad.T @ hidden and grad's column sums are added to d_hidden, d_weight and d_bias.
 
-    first: d_weight was not written yet, and becomes the product.
+    new: whether d_hidden and d_weight were not written yet, and become the products.
     """
     wanted = [x for x in (d_hidden, d_weight) if x is not None]
-    if wanted and products.handles(len(grad), weight, grad, hidden, *wanted):
-        products.gradients(grad, hidden, weight, d_hidden, d_weight, first)
+    if wanted and new[0] and products.handles(len(grad), weight, grad, hidden, *wanted):
+        products.gradients(grad, hidden, weight, d_hidden, d_weight, new[1])
         d_hidden = d_weight = None
-    if d_hidden is not None:
-        if weight.dtype == grad.dtype:
-            torch.mm(grad, weight, out=d_hidden)
-        elif weight.is_cuda:
-            d_hidden.copy_(grad.to(weight.dtype) @ weight)
-        else:
-            d_hidden.zero_()
-            for i in range(0, len(weight), BLOCK):
-                d_hidden.addmm_(grad[:, i : i + BLOCK], weight[i : i + BLOCK].to(grad.dtype))
+    if d_hidden is not None and weight.is_cuda and weight.dtype != grad.dtype:
+        product = grad.to(weight.dtype) @ weight
+        _ = d_hidden.copy_(product) if new[0] else d_hidden.add_(product)
+    elif d_hidden is not None:
+        _add_product(d_hidden, grad, weight, new[0])
     if d_weight is not None:
-        wide = hidden.to(grad.dtype)
-        if first:
-            torch.mm(grad.T, wide, out=d_weight)
-        else:
-            d_weight.addmm_(grad.T, wide)
+        _add_product(d_weight, grad.T, hidden, new[1])
     if d_bias is not None:
         d_bias += grad.sum(0)
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor, new: bool) -> None:
+    """a @ b added to out, or written there; b in another dtype is widened some rows at a time."""
+    step = max(1, len(b) if b.dtype == a.dtype else BLOCK)
+    for i in range(0, max(1, len(b)), step):
+        part, wide = a[:, i : i + step], b[i : i + step].to(a.dtype)
+        if new and i == 0:
+            torch.mm(part, wide, out=out)
+        else:
+            out.addmm_(part, wide)

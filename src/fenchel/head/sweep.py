@@ -130,7 +130,7 @@ def _sweep(
                 if first:
                     total[1] = large_pages(torch.empty_like(h.weight, dtype=h.dtype))
                 part = None if total[0] is None else total[0][s]
-                add_gradients(z, h.hidden[s], h.weight, part, total[1], total[2], first)
+                add_gradients(z, h.hidden[s], h.weight, part, total[1], total[2], new=(True, first))
     for h, total in zip(heads, totals, strict=True):
         if c is not None and total[1] is None:
             total[1] = h.zeros(1)

@@ -90,6 +90,11 @@ def landed(d: Tensor, top: Tensor, q: Tensor, of: Operator) -> Tensor:
     return value(d, top, q, of) - less
 
 
+def pulled_(d: Tensor, top: Tensor, shift: Tensor, q: Tensor, c: Tensor, g: Generator) -> None:
+    """`finish_` of some of a row's classes, without the value."""
+    d.copy_(probability(operator_of(g).unlink(top - d), shift, q, g) * c)
+
+
 def _last_step(u: Tensor, q: Tensor, of: Operator) -> tuple[Tensor, Tensor]:
     """Newton's step of the threshold, [N, 1], and what it takes off the value, [N], which shows where little is left of the value's terms: f(0) = inf."""
     mass, spread = of.vocab.sums(q * u, q * operator_of(of.g).spread(u))

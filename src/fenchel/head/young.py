@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..agreement import Meeting, ProcessGroup
-from ..checks import reference
+from ..checks import check_flag, reference
 from ..generators import Generator, by_handle
 from ..losses.fenchel_young import (
     YoungSpec,
@@ -30,12 +30,14 @@ from ..opaque import opaque
 from ..operators import working_dtype
 from ..vocab import LOCAL, Vocabulary
 from . import native
+from .by_classes import accumulates, sweep_by_classes
 from .derived import rows_of, total
 from .opaque import one_by_one, returned, unmade
 from .projection import MEMORY, autocast, check_head, ranks_share, rows_per_tile
 from .rows import Rows, Tile, applied
 from .sweep import Head, sweep
 from .triton.use import check_backend, chosen
+from .young_by_classes import YoungByClasses
 from .young_kernel import YoungKernel
 
 __all__ = ["linear_fenchel_young"]
@@ -57,6 +59,7 @@ def linear_fenchel_young(
     ignore_index: int = -100,
     reduction: str = "mean",
     memory: int = MEMORY,
+    accumulator: bool = True,
     backend: str = "auto",
     group: ProcessGroup | None = None,
 ) -> Tensor:
@@ -74,6 +77,8 @@ def linear_fenchel_young(
         temperature, label_smoothing, ignore_index, reduction: as `fenchel_young`; ignored rows are dropped before the first product.
         class_weight: `fenchel_young`'s weight, [V].
         memory: bytes that a tile of logits may take.
+        accumulator: False: a half-precision weight's gradient is made by blocks of classes, in float32 and rounded once, without a float32 [V, D] in which
+            it is added up: one product more (docs/kernels.md). A float32 or float64 gradient is its own accumulator, and made as ever.
         backend: "triton": the tiles' row kernels in Triton, or an error that says why not; "torch": without; "auto": Triton on a GPU, where it can.
         group: the ranks that share the vocabulary (docs/parallel.md): weight, bias, class weights, probability targets and a q that is no number are
             then this rank's shard; hidden and class indices are the same on every rank, whole. Not needed for DTensors, which say it themselves.
@@ -101,6 +106,7 @@ def linear_fenchel_young(
         q, class_weight = meeting.shard("q", q), meeting.shard("class_weight", class_weight)
         spec = young_spec(generator, temperature, label_smoothing, reduction)
         check_backend(backend)
+        check_flag("accumulator", accumulator)
         hidden, weight, bias = autocast(hidden, weight, bias)
         lead = check_head(hidden, weight, bias, softcap, scale)
         v, inside = weight.shape[0], working_dtype(spec.generator, hidden.dtype)
@@ -119,6 +125,7 @@ def linear_fenchel_young(
             class_weight=w_,
             ignore_index=ignore_index,
             memory=memory,
+            accumulator=accumulator,
             backend=backend,
             indices=indices,
             kernels=native.available,
@@ -129,16 +136,18 @@ def linear_fenchel_young(
     ignored = ignore_index if indices else None
     tile = Tile(row_function, softcap, float(scale), rows_per_tile(vocab.width(v), 16, memory), ignored)
     if not indices or (spec.label_smoothing > 0 and (q_.dim() > 0 or w_ is not None)):
-        if backend == "triton":
-            raise ValueError(
-                "backend: got 'triton' with probability targets, or with label smoothing beside class weights or a vector q, "
-                "which have no kernel; pass backend='auto'"
-            )
+        asked = {"backend": backend, "accumulator": accumulator}
+        for name, wrong, usual in (("backend", "triton", "auto"), ("accumulator", False, True)):
+            if asked[name] == wrong:
+                raise ValueError(
+                    f"{name}: got {wrong!r} with probability targets, or with label smoothing beside class weights or a vector q, "
+                    f"which have no kernel; pass {name}={usual!r}"
+                )
         checked = check_values(y, v, ignore_index, vocab)
         with torch.autocast(hidden.device.type, enabled=False):
             rows: Tensor = applied(Rows, tile, flat, weight, bias, y)
         return reduce(rows + checked, _size(y, w_, ignore_index, vocab), reduction, lead).to(rows.dtype)
-    call = YoungCall(spec, ignore_index, softcap, float(scale), memory, backend, tile, vocab)
+    call = YoungCall(spec, ignore_index, softcap, float(scale), memory, accumulator, backend, tile, vocab)
     return _run(call, flat, weight, bias, y, q_, w_, lead)
 
 
@@ -172,6 +181,7 @@ class YoungCall:
     softcap: float | None
     scale: float
     memory: int
+    accumulator: bool
     backend: str
     tile: Tile
     vocab: Vocabulary = LOCAL
@@ -191,6 +201,7 @@ class YoungCall:
             self.scale,
             s.generator.handle,
             self.memory,
+            self.accumulator,
             self.backend,
             *self.vocab.numbers,
             want,
@@ -232,6 +243,7 @@ def _young(
     scale: float,
     number: int,
     memory: int,
+    accumulator: bool,
     backend: str,
     group: str,
     offset: int,
@@ -252,7 +264,10 @@ def _young(
     triton = chosen(backend, hidden.device, group, partial(_obstacle, g, q.dtype))
     may_skip = softcap is None and (triton or weight.dtype == head.dtype)
     kernel = YoungKernel(g, labels, q, class_weight, temperature, smoothing, entries, may_skip, vocab, triton)
-    rows, [grads] = sweep([head], kernel, row_c, memory, vocab=vocab)
+    if row_c is None or accumulator or not accumulates(head):
+        rows, [grads] = sweep([head], kernel, row_c, memory, vocab=vocab)
+    else:
+        rows, grads = sweep_by_classes(head, YoungByClasses(kernel), row_c, memory, vocab)
     if not all_kept:
         rows = rows.new_zeros(len(y)).index_copy_(0, keep, rows)
     out = returned(grads, (hidden, weight, bias), None if all_kept else keep)

@@ -72,7 +72,8 @@ class YoungKernel:
         z, y = logits[0], self.y[rows]
         if self.temperature != 1:
             z /= self.temperature
-        weight = None if self.class_weight is None else self.vocab.pick(self.class_weight, y).to(z.dtype)
+        weight = self.importance(y)
+        weight = None if weight is None else weight.to(z.dtype)
         c = c if c is None or weight is None else c * weight
         if c is not None:
             c = c.to(z.dtype)
@@ -88,7 +89,11 @@ class YoungKernel:
             losses, sparse = (self._by_window if self.few_inside(z, WINDOWED) else self._by_solver)(z, y, c)
         return (losses if weight is None else losses * weight).to(z.dtype) * self.temperature, sparse
 
-    def _blocks(self, z: Tensor) -> list[slice]:
+    def importance(self, y: Tensor) -> Tensor | None:
+        """The class weights of labels, [n]."""
+        return None if self.class_weight is None else self.vocab.pick(self.class_weight, y)
+
+    def blocks(self, z: Tensor) -> list[slice]:
         """Rows that are worked on while they are in cache; on a group all of them, for each block costs its all-reduces."""
         row = z.shape[1] * torch.finfo(working_dtype(self.g, z.dtype)).bits // 8
         step = max(1, len(z) if self.vocab.group else BLOCK_BYTES // row)
@@ -120,7 +125,7 @@ class YoungKernel:
     def _by_window(self, z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
         """Losses, and the gradient, from the tokens inside the window."""
         gaps, parts = [], []
-        for b in self._blocks(z):
+        for b in self.blocks(z):
             best, inside = self._inside(z[b])
             gaps.append(best.squeeze(1) - self.vocab.pick(z[b], y[b]))
             inside = inside.with_vals(inside.vals - best.squeeze(1)[inside.row_index()])
@@ -132,7 +137,7 @@ class YoungKernel:
 
     def _by_solver(self, z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
         """Losses, and the gradient sparse or in place of the logits."""
-        blocks, found = self._blocks(z), []
+        blocks, found = self.blocks(z), []
         for b in blocks:
             z[b] -= self.vocab.amax(z[b])
             found.append(solved(-z[b].to(self.q.dtype), self.q, self.g, self.entries, self.vocab))
@@ -155,7 +160,7 @@ class YoungKernel:
         if inside is None or self._is_dense(z, found.support):
             parts = [
                 self._distances(z[b].neg_().add_(best[b]), found.rows(b), y[b], None if c is None else c[b])
-                for b in self._blocks(z)
+                for b in self.blocks(z)
             ]
             return torch.cat(parts), None
         gaps = best.squeeze(1) - self.vocab.pick(z, y)
@@ -175,7 +180,7 @@ class YoungKernel:
         losses = torch.cat(gaps) + excess + one_hot_divergence(y, self.q, self.g, self.vocab)
         if c is None:
             return losses, None
-        p = _joined([p for _, p in parts])
+        p = kernels.joined([p for _, p in parts])
         at, mine = self.vocab.place(y, p.columns)
         mine = torch.ones_like(y, dtype=torch.bool) if mine is None else mine
         ends = torch.cat((p.row_ptr.new_zeros(1), mine.cumsum(0)))
@@ -184,7 +189,7 @@ class YoungKernel:
     def _dense(self, z: Tensor, y: Tensor, c: Tensor | None) -> Tensor:
         """Losses; with c, the logits become c (p - y). A block is worked on while it is in cache."""
         losses = [z.new_zeros(0)]
-        for b in self._blocks(z):
+        for b in self.blocks(z):
             if self.g.multiplicative and self.smoothing == 0:
                 losses.append(self._closed(z[b], y[b], None if c is None else c[b]))
                 continue
@@ -204,14 +209,19 @@ class YoungKernel:
 
     def _distances(self, d: Tensor, found: Threshold | None, y: Tensor, c: Tensor | None) -> Tensor:
         """Losses of a block of distances below the best; with c, they become c (p - y)."""
+        wide, found = self.solved(d, found)
+        losses = self.at_threshold(wide, found, y, c)
+        if c is not None and wide is not d:
+            d.copy_(wide)
+        return losses
+
+    def solved(self, d: Tensor, found: Threshold | None = None) -> tuple[Tensor, Threshold]:
+        """Distances in the dtype that the generator is computed in, and their threshold, solved for if it is not known."""
         wide = d.to(working_dtype(self.g, d.dtype))
         if found is None:
             near = d if _forgives(self.g) else wide
             found = solved(near, self.q.to(near.dtype), self.g, self.entries, self.vocab)
-        losses = self._block(wide, found, y, c)
-        if c is not None and wide is not d:
-            d.copy_(wide)
-        return losses
+        return wide, found
 
     def _entries(self, rows: Rows, found: Threshold, c: Tensor | None) -> tuple[Tensor, Rows]:
         """value - best and c p, from entries that hold the support; their values are logits less their row's best."""
@@ -232,11 +242,15 @@ class YoungKernel:
         gap = self.vocab.pick(d, y)
         if self.smoothing == 0:
             return gap, one_hot_divergence(y, self.q, self.g, self.vocab), None
+        count, away = self.finite(d)
+        return *self.smoothed(gap, away.squeeze(1), count.squeeze(1)), count
+
+    def finite(self, d: Tensor) -> tuple[Tensor, ...]:
+        """The number of the distances that are finite, and their sum, [n, 1]."""
         live = d < INF
-        count, away = self.vocab.across(
+        return self.vocab.across(
             live.sum(1, keepdim=True, dtype=d.dtype), torch.where(live, d, 0.0).sum(1, keepdim=True)
         )
-        return *self.smoothed(gap, away.squeeze(1), count.squeeze(1)), count
 
     def smoothed(self, gap: Tensor, away: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """The first two of `_target`, from the target's distance below the best, the sum of all finite ones and their number."""
@@ -252,7 +266,8 @@ class YoungKernel:
 
         return gap, part(1 - eps + low) + (classes - 1) * part(low) + self.g.f0
 
-    def _block(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor | None) -> Tensor:
+    def at_threshold(self, d: Tensor, found: Threshold, y: Tensor, c: Tensor | None) -> Tensor:
+        """Losses of distances; with c, they become c (p - y)."""
         gap, offset, count = self._target(d, y)
         of, top = Operator(self.g, self.vocab), found.top.to(d.dtype)
         solved_for = found.top.dtype == d.dtype
@@ -264,10 +279,16 @@ class YoungKernel:
             excess = tile_function(finish_, of, self.entries)(d, top, (1 - found.mass) / found.spread, self.q, c)
         else:
             excess = tile_function(land_, of, self.entries)(d, top, self.q, c)
-        self.vocab.add_at_(d, y, -(1 - self.smoothing) * c.squeeze(1))
+        self.less_target_(d, y, c, live, count, self.vocab)
+        return gap + excess + offset
+
+    def less_target_(
+        self, d: Tensor, y: Tensor, c: Tensor, live: Tensor | None, count: Tensor | None, vocab: Vocabulary
+    ) -> None:
+        """c y taken off a gradient, y the labels smoothed over the entries that are live."""
+        vocab.add_at_(d, y, -(1 - self.smoothing) * c.squeeze(1))
         if live is not None and count is not None:
             d.sub_(live * (self.smoothing * c / count))
-        return gap + excess + offset
 
 
 @cache
@@ -277,14 +298,3 @@ def _forgives(g: Generator) -> bool:
     Not at the edge of a support; and not where f grows at 0 faster than a logarithm: the value is then what is left of terms V^(1 - alpha) times as large.
     """
     return not g.sparse and abs(float(g.f(torch.tensor(1e-9, dtype=torch.float64)))) < 1e3
-
-
-def _joined(parts: list[Rows]) -> Rows:
-    """CSR blocks of rows, one below the other."""
-    if len(parts) == 1:
-        return parts[0]
-    ends = torch.tensor([0, *(int(p.row_ptr[-1]) for p in parts)]).cumsum(0)
-    pointers = [parts[0].row_ptr[:1]] + [p.row_ptr[1:] + e for p, e in zip(parts, ends, strict=False)]
-    return Rows(
-        torch.cat(pointers), torch.cat([p.cols for p in parts]), torch.cat([p.vals for p in parts]), parts[0].columns
-    )

@@ -21,7 +21,7 @@ from .threshold import Found
 if TYPE_CHECKING:
     from ..young_kernel import YoungKernel
 
-__all__ = ["excess", "young_tile"]
+__all__ = ["excess", "gradient_", "solved_rows", "young_tile"]
 
 
 def young_tile(kernel: "YoungKernel", z: Tensor, y: Tensor, c: Tensor | None) -> tuple[Tensor, Sparse | None]:
@@ -37,6 +37,26 @@ def young_tile(kernel: "YoungKernel", z: Tensor, y: Tensor, c: Tensor | None) ->
     if may_skip and c is not None and float(found.support.sum()) < GATHERED * z.numel():
         entries = sparse.above(z, _below((found.best + (kernel.g.edge - found.top)).to(z.dtype)))
         return _by_entries(kernel, entries, found, own, y, c)
+    return _finished(kernel, z, found, own, y, c), None
+
+
+def solved_rows(kernel: "YoungKernel", z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Of each row of a tile, [n]: the loss, the largest logit, the threshold, S and dS/dtop there, and how many logits are finite."""
+    found = threshold.solve(z, kernel.q, kernel.g)
+    own = z.gather(1, y.unsqueeze(1)).squeeze(1)
+    losses = _finished(kernel, z, found, own, y, None)
+    return losses, found.best, found.top, found.mass, found.spread, found.count
+
+
+def gradient_(kernel: "YoungKernel", z: Tensor, q: Tensor, y: Tensor, known: Tensor, c: Tensor) -> None:
+    """Logits of some classes become c (p - y) in place. q: of these; y: counted from the first of these; known: `solved_rows` but for the losses, [5, n]."""
+    best, top, mass, spread, count = known
+    found = Found(best, top, mass, spread, torch.zeros_like(top), count, torch.ones_like(top))
+    threshold.finish(z, found, q, kernel.g, c, y, kernel.smoothing)
+
+
+def _finished(kernel: "YoungKernel", z: Tensor, found: Found, own: Tensor, y: Tensor, c: Tensor | None) -> Tensor:
+    """Losses of a tile at its thresholds; with c, the logits become c (p - y)."""
     wide = None if c is None else c.to(kernel.q.dtype)
     gain, below = threshold.finish(z, found, kernel.q, kernel.g, wide, y, kernel.smoothing)
     gap = found.best - own
@@ -44,7 +64,7 @@ def young_tile(kernel: "YoungKernel", z: Tensor, y: Tensor, c: Tensor | None) ->
         gap, offset = kernel.smoothed(gap, below, found.count)
     else:
         offset = one_hot_divergence(y, kernel.q, kernel.g)
-    return gap + excess(kernel.g, gain, found) + offset, None
+    return gap + excess(kernel.g, gain, found) + offset
 
 
 def _by_entries(
