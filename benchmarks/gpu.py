@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import fenchel
+from fenchel.head import half
 from fenchel.head.divergence import linear_divergence
 from fenchel.head.logp import linear_logp
 
@@ -28,6 +29,7 @@ MEMORY = 2**29
 REPEATS = 7
 Step = Callable[..., Tensor]
 YOUNG = ("kl", "js", "hellinger", "alpha:1.5", "alpha:2", "reverse_kl", "jeffreys", "le_cam")
+WITHOUT = ("kl", "alpha:1.5")
 PAIRS = ("kl", "reverse_kl", "js", "alpha:1.5")
 
 
@@ -68,13 +70,15 @@ class Case:
 
 def cases() -> list[Case]:
     """Every kernel: Fenchel-Young rows, solved and in closed form, dense and sparse; log-probabilities; divergences."""
-    return [*(_young(name) for name in YOUNG), _logp(), *(_pair(name) for name in PAIRS)]
+    alone = [_young(name, accumulator=False) for name in WITHOUT]
+    return [*(_young(name) for name in YOUNG), *alone, _logp(), *(_pair(name) for name in PAIRS)]
 
 
-def _young(name: str) -> Case:
+def _young(name: str, accumulator: bool = True) -> Case:
+    options: dict[str, Any] = {"backend": "triton", "memory": MEMORY, "accumulator": accumulator}
     return Case(
-        f"young {name}",
-        lambda h, w, y, *_: fenchel.linear_fenchel_young(h, w, y, name, backend="triton", memory=MEMORY),
+        f"young {name}" + ("" if accumulator else ", no accumulator"),
+        lambda h, w, y, *_: fenchel.linear_fenchel_young(h, w, y, name, **options),
         lambda h, w, y, *_: fenchel.fenchel_young(_logits(h, w), y, name),
     )
 
@@ -121,6 +125,7 @@ def checks(device: torch.device, n: int, d: int, v: int, dtypes: Sequence[torch.
     """Each case in each dtype against dense float64, on flat logits and on peaked ones (whose gradients are sparse)."""
     found = []
     for dtype in dtypes:
+        found += _products(device, n, d, v, dtype)
         for spread in (0.5, 8.0):
             given = tensors_of(n, d, v, dtype, device, spread)
             wide = tuple(x.detach().double() if x.is_floating_point() else x for x in given)
@@ -130,6 +135,22 @@ def checks(device: torch.device, n: int, d: int, v: int, dtypes: Sequence[torch.
                 want = _derivatives(case.dense, wide)
                 errors = [_error(_derivatives(f, given), want) for f in (case.fused, case.dense)]
                 found.append(Check(f"{case.name}, logits of {spread:g}", str(dtype).removeprefix("torch."), *errors))
+    return found
+
+
+def _products(device: torch.device, n: int, d: int, v: int, dtype: torch.dtype) -> list[Check]:
+    """Products of half precision against float64, beside torch's of the same numbers in float32: both round to float32 alone."""
+    h, w, *_ = (x.detach() for x in tensors_of(n, d, v, dtype, device, 8.0))
+    if not half.handles(w):
+        return []
+    found = []
+    for name, a, b in (("hidden @ weight.T", h, w.T), ("weight.T @ weight", w.T, w)):
+        want = [a.double() @ b.double()]
+        for new in (True, False):
+            out = torch.zeros(want[0].shape, device=device)
+            half.add_product(out, a, b, new)
+            errors = [_error(x, want) for x in ([out], [a.float() @ b.float()])]
+            found.append(Check(f"{name}, {'written' if new else 'added'}", str(dtype).removeprefix("torch."), *errors))
     return found
 
 

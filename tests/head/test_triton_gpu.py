@@ -17,11 +17,12 @@ ROOT = Path(gpu.__file__).parents[1]
 def test_the_checks_pass_interpreted(monkeypatch):
     monkeypatch.setattr(gpu, "YOUNG", ("kl", "alpha:1.5"))
     monkeypatch.setattr(gpu, "PAIRS", ("js",))
+    monkeypatch.setattr(gpu, "WITHOUT", ("kl",))
     found = gpu.checks(torch.device("cpu"), 5, 8, 33, (torch.float32, torch.bfloat16))
-    assert len(found) == 16
+    assert len(found) == 20
     assert [c for c in found if not c.passed] == []
     text = gpu.markdown({"gpu": "none"}, found, [gpu.Time("one product", 2.0, 1.0, 3.0, 2**20)])
-    assert text.count("| yes |") == 16
+    assert text.count("| yes |") == 20
     assert "| one product | 2.00 (1.00–3.00) | 1.00 | 1 |" in text
 
 

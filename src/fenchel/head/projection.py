@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..agreement import is_sharded
 from ..checks import check_floating, check_positive
-from . import products
+from . import half, products
 
 # bytes of a head's logits that exist at once: large enough that matrix products run at full speed, small beside any model
 MEMORY = 48 * 2**20
@@ -126,6 +126,8 @@ def logits_into(
     """`logits_of` written into a float32 or float64 buffer [n, V]."""
     if products.handles(len(hidden), weight, hidden, out):
         products.logits(out, hidden, weight)
+    elif half.handles(weight):
+        half.add_product(out, hidden, weight.T, new=True)
     elif hidden.dtype == out.dtype and hidden.is_cuda:
         torch.mm(hidden, weight.T, out=out)
     elif hidden.dtype == out.dtype:
@@ -172,6 +174,14 @@ def add_gradients(
     wanted = [x for x in (d_hidden, d_weight) if x is not None]
     if wanted and new[0] and products.handles(len(grad), weight, grad, hidden, *wanted):
         products.gradients(grad, hidden, weight, d_hidden, d_weight, new[1])
+        d_hidden = d_weight = None
+    elif wanted and weight.dtype == torch.bfloat16 and half.handles(weight):
+        # float16 would lose the gradients below 6e-8, of which a mean over tokens has many
+        grad_ = grad.to(weight.dtype)
+        if d_hidden is not None:
+            half.add_product(d_hidden, grad_, weight, new[0])
+        if d_weight is not None:
+            half.add_product(d_weight, grad_.T, hidden, new[1])
         d_hidden = d_weight = None
     if d_hidden is not None and weight.is_cuda and weight.dtype != grad.dtype:
         product = grad.to(weight.dtype) @ weight
