@@ -125,13 +125,14 @@ def log_probabilities(name: str, **options: str) -> Function:
     return f
 
 
-def distilled(objective: str) -> Callable[[str], Function]:
+def distilled(objective: str) -> Callable[..., Function]:
     """An objective that needs the labels where its name says so."""
 
-    def f(h: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        return fenchel.linear_distillation(objective, *both(h, w, y), y if objective.startswith("dkd") else None)
+    def made(name: str, **options: str) -> Function:
+        target = objective.startswith("dkd")
+        return lambda h, w, y: fenchel.linear_distillation(objective, *both(h, w, y), y if target else None, **options)
 
-    return lambda name: f
+    return made
 
 
 def generic(z: Tensor, y: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ PATHS: tuple[Path, ...] = (
     Path("`linear_logp`", log_probabilities, sparse=False, kernel=True, refused=HEAD),
     Path("`linear_divergence`, mean", partial(distance, reduction="mean"), kernel=True, refused=HEAD),
     Path("`linear_divergence`, per row", partial(distance, reduction="none"), kernel=True, refused=HEAD),
-    Path("`linear_distillation`, a mixture", distilled("kl + 0.5*js"), sparse=False, refused=HEAD),
+    Path("`linear_distillation`, a mixture", distilled("kl + 0.5*js"), sparse=False, kernel=True, refused=HEAD),
     Path(
         "`linear_distillation`, DKD",
         distilled("dkd:alpha=1,beta=8"),

@@ -197,6 +197,9 @@ def train(
         int | None, typer.Option(help="Steps between checkpoints; an eighth of all where not given.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the initial weights and the order of the batches.")] = 0,
+    backend: Annotated[
+        str, typer.Option(help="What the head's rows run on: auto, torch, or triton, which a GPU has for generators.")
+    ] = "auto",
     out: Annotated[Path, typer.Option(help="Directory of the checkpoints and the model.")] = Path("fenchel-model"),
     report_to: Annotated[str, typer.Option(help="Where Trainer also reports: tensorboard, wandb, ...")] = "none",
 ) -> None:
@@ -224,6 +227,7 @@ def train(
             label_smoothing=label_smoothing,
             save_every=save_every,
             seed=seed,
+            backend=backend,
         )
         console, command = Console(), shlex.join(["fenchel", *sys.argv[1:]])
         path = run(request, out, report_to=report_to, console=console, command=command)

@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fenchel.integrations.distillation import LiveTeacher
 from fenchel.integrations.trl import (
     DistillationConfig,
     GKDConfig,
@@ -84,19 +85,29 @@ def spied(trainer: Any, method: str) -> list[Any]:
     ("theirs", "ours", "objective"), [("gemma2", "llama", "reverse_kl"), ("llama", "cohere", "dkd")]
 )
 def test_on_policy_distillation(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, theirs: str, ours: str, objective: str
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    theirs: str,
+    ours: str,
+    objective: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    asked: list[str] = []
+    for head in ("divergence", "logp"):
+        monkeypatch.setattr(f"fenchel.head.{head}.chosen", lambda backend, *_: bool(asked.append(backend)))
     teacher, prompts = net(theirs, 7), Dataset.from_dict({"prompt": TEXTS})
     trainer = TRLDistillationTrainer(
         net(ours, 0),
         teacher,
         DistillationConfig(**options(tmp_path, max_completion_length=6, temperature=0.7)),
         objective=objective,
+        backend="torch",
         train_dataset=prompts,
         processing_class=tokenizer,
     )
     batches = spied(trainer, "_compute_loss")
     moved, loss = step(trainer)
+    assert set(asked) == {"torch"}
     (made,) = batches
     whole = {
         "input_ids": torch.cat([made["prompt_ids"], made["completion_ids"]], 1),
@@ -128,9 +139,13 @@ def test_gkd_off_policy_and_on_policy(
         teacher,
         GKDConfig(**{**made, "per_device_train_batch_size": 4 // accumulated}),
         objective="js:0.3",
+        backend="torch",
         train_dataset=Dataset.from_list(texts),
         processing_class=tokenizer,
     )
+    source = trainer.token_loss.teacher
+    assert isinstance(source, LiveTeacher)
+    assert source.backend == "torch"
     batches = spied(trainer, "compute_loss")
     moved, loss = step(trainer)
     student, losses, counts = net("llama", 0), [], []
@@ -149,6 +164,10 @@ def test_what_would_be_ignored_is_refused(tmp_path: Path, tokenizer: PreTrainedT
     config = DistillationConfig(**options(tmp_path, beta=0.5))
     with pytest.raises(ValueError, match="beta: got 0.5, which has no effect here; pass objective, as in 'js:0.5'"):
         TRLDistillationTrainer(net("llama", 0), net("llama", 7), config, objective="kl", **given)
+    with pytest.raises(ValueError, match="backend: got 'triton', which only divergences and their mixtures have"):
+        TRLDistillationTrainer(net("llama", 0), net("llama", 7), objective="dkd", backend="triton", **given)
+    with pytest.raises(ValueError, match="backend: got 'cuda'"):
+        TRLGKDTrainer(net("llama", 0), net("llama", 7), objective="kl", backend="cuda", **given)
     with pytest.raises(ValueError, match="objective: got 'none'"):
         TRLGKDTrainer(net("llama", 0), net("llama", 7), objective="none", **given)
     with pytest.raises(ValueError, match="teacher_model: got None"):

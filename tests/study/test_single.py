@@ -53,10 +53,15 @@ def state(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("objective", ["alpha:1.5", "gce:0.7 + 0.1*log_partition"])
-def test_it_trains_and_transformers_opens_it(tmp_path: Path, options: dict[str, str], objective: str) -> None:
-    out = tmp_path / "out"
-    result = invoke({**options, "--objective": objective, "--steps": "24"}, out)
+def test_it_trains_and_transformers_opens_it(
+    tmp_path: Path, options: dict[str, str], objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, asked = tmp_path / "out", []
+    monkeypatch.setattr("fenchel.head.young.chosen", lambda backend, *_: bool(asked.append(backend)))
+    result = invoke({**options, "--objective": objective, "--steps": "24", "--backend": "torch"}, out)
     assert result.exit_code == 0, result.output
+    # a head with kernels, beside the one that checks the model
+    assert ("torch" in asked) == (objective == "alpha:1.5")
     log = lines(out)
     assert [line["step"] for line in log] == [*range(1, 25), 24]
     assert log[-2]["loss"] < log[0]["loss"]
@@ -141,6 +146,8 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path: Path, 
         ({"--objective": "tv"}, "no operator or loss"),
         ({"--objective": "gce:0.7,nope=1"}, "nope"),
         ({"--objective": "mae + margin", "--label-smoothing": "0.1"}, "label_smoothing"),
+        ({"--backend": "gpu"}, "backend: got 'gpu'; pass one of 'auto', 'torch', 'triton'"),
+        ({"--objective": "alpha:3", "--backend": "triton"}, "--backend triton: backend: got 'triton', but generator"),
         ({"--steps": "0"}, "--steps must be at least 1, got 0"),
         ({"--warmup": "-1"}, "--warmup must be at least 0"),
         ({"--lr": "nan"}, "--lr must be positive"),

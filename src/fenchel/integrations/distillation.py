@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..checks import check_positive
 from ..generators import Generator
+from ..head.triton.use import check_backend
 from ..objectives.distillation import RowObjective, TeacherOperator, distillation_objective, linear_distillation
+from ..objectives.distillation.front import check_kernel
 from .cached import CachedTeacher, check_cacheable
 from .hooks import Head, NextStates, check_head, head_of, next_states, unwrapped
 from .losses import LabelLoss
@@ -48,6 +50,7 @@ class LiveTeacher:
     Attributes:
         model: a causal language model.
         generator: its probabilities are softargmax of its logits under this: the one that it was trained with.
+        backend: as `fenchel.linear_distillation`; also of the cross-entropy that a `TeacherLoss` adds.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -62,6 +65,11 @@ class LiveTeacher:
 
     model: Any
     generator: str | Generator = "kl"
+    backend: str = "auto"
+
+    def seen(self, objective: RowObjective) -> RowObjective:
+        """The objective of both models' logits."""
+        return objective if self.generator == "kl" else TeacherOperator(objective, self.generator)
 
     def __call__(
         self,
@@ -75,9 +83,8 @@ class LiveTeacher:
         self.model.eval()
         with torch.no_grad():
             theirs = next_states(self.model, inputs)
-        if self.generator != "kl":
-            objective = TeacherOperator(objective, self.generator)
-        return between(objective, theirs.hidden, head_of(self.model), states, head, vocabulary)
+        teacher = head_of(self.model)
+        return between(self.seen(objective), theirs.hidden, teacher, states, head, vocabulary, backend=self.backend)
 
 
 def between(
@@ -88,6 +95,7 @@ def between(
     student: Head,
     vocabulary: int | None = None,
     reduction: str = "sum",
+    backend: str = "auto",
 ) -> Tensor:
     """`linear_distillation` of two heads: hidden states [N, D] of the teacher and the rows that count of the student's."""
     return linear_distillation(
@@ -100,6 +108,7 @@ def between(
         mask=states.counted,
         vocabulary=vocabulary,
         reduction=reduction,
+        backend=backend,
     )
 
 
@@ -117,7 +126,7 @@ class TeacherLoss:
         label_smoothing: of the cross-entropy.
 
     Raises:
-        ValueError: an unknown objective, a weight below zero.
+        ValueError: an unknown objective, a weight below zero, a kernel that there is not.
     """
 
     teacher: Teacher
@@ -127,7 +136,9 @@ class TeacherLoss:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        distillation_objective(self.objective)
+        objective = distillation_objective(self.objective)
+        if isinstance(self.teacher, LiveTeacher):
+            check_kernel(self.teacher.seen(objective), self.teacher.backend)
         if self.hard_weight != 0:
             check_positive("hard_weight", self.hard_weight)
         elif self.label_smoothing != 0:
@@ -140,7 +151,24 @@ class TeacherLoss:
         loss = self.teacher(distillation_objective(self.objective), states, head, inputs, self.vocabulary)
         if self.hard_weight == 0:
             return loss
-        return loss + self.hard_weight * LabelLoss(label_smoothing=self.label_smoothing)(states, head, inputs)
+        backend = self.teacher.backend if isinstance(self.teacher, LiveTeacher) else "auto"
+        hard = LabelLoss(label_smoothing=self.label_smoothing, backend=backend)
+        return loss + self.hard_weight * hard(states, head, inputs)
+
+
+def asked(teacher: Any, backend: str) -> Any:
+    """A model as a `LiveTeacher`; another `Teacher` as it is.
+
+    Raises:
+        ValueError: a backend, for a `Teacher` that has its own or none.
+    """
+    if isinstance(teacher, torch.nn.Module):
+        return LiveTeacher(teacher, backend=backend)
+    if check_backend(backend) != "auto":
+        raise ValueError(
+            f"backend: got {backend!r} with a teacher that is no model; pass LiveTeacher(model, backend={backend!r}), or leave it out"
+        )
+    return teacher
 
 
 def check_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
@@ -202,6 +230,7 @@ class DistillationTrainer(HeadTrainer):
         teacher: a causal language model, or a `Teacher`. A model, also that of a `LiveTeacher`, is put on the student's device,
             stays in evaluation mode without gradients, and is no part of any checkpoint.
         objective, vocabulary, hard_weight: as `TeacherLoss`.
+        backend: as `LiveTeacher`, for a teacher that is a model.
         teacher_tokenizer: compared with `processing_class` where both are given.
 
     Batches as `HeadTrainer`: labels say which tokens count (-100: none), and are learnt from only where hard_weight or
@@ -231,10 +260,11 @@ class DistillationTrainer(HeadTrainer):
         objective: str | Generator | RowObjective,
         vocabulary: int | None = None,
         hard_weight: float = 0.0,
+        backend: str = "auto",
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         **kwargs: Any,
     ):
-        source = LiveTeacher(teacher) if isinstance(teacher, torch.nn.Module) else teacher
+        source = asked(teacher, backend)
         model_asked = source.model if isinstance(source, LiveTeacher) else None
         tokenizer = kwargs.get("processing_class")
         if tokenizer is not None and teacher_tokenizer is not None:

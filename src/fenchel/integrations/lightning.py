@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..generators import Generator
 from ..objectives.distillation import RowObjective
 from ..objectives.supervised import LabelObjective
-from .distillation import LiveTeacher, TeacherLoss, check_pair
+from .distillation import LiveTeacher, TeacherLoss, asked, check_pair
 from .hooks import IGNORED, check_head
 from .losses import LabelLoss, TokenLoss, batch_loss
 
@@ -32,6 +32,7 @@ class FenchelModule(lightning.LightningModule):
         teacher: a model, or a `Teacher`. A model, also that of a `LiveTeacher`, is moved to the student's device, stays in evaluation mode, and is no part
             of the module: checkpoints do not hold it.
         vocabulary, hard_weight: as `TeacherLoss`.
+        backend: as `LabelLoss`; with a teacher that is a model, as `LiveTeacher`.
 
     Raises:
         ValueError: as `check_head` and `check_pair`; options of distillation without a teacher.
@@ -56,10 +57,11 @@ class FenchelModule(lightning.LightningModule):
         teacher: Any = None,
         vocabulary: int | None = None,
         hard_weight: float = 0.0,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         check_head(model)
-        source = LiveTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
+        source: Any = None if teacher is None else asked(teacher, backend)
         if isinstance(source, LiveTeacher):
             check_pair(source.model, model, vocabulary)
         if teacher is None:
@@ -69,7 +71,7 @@ class FenchelModule(lightning.LightningModule):
                 raise ValueError(
                     f"objective: got {type(objective).__name__} without a teacher; pass one, or a supervised objective"
                 )
-            self.token_loss: TokenLoss = LabelLoss(objective)
+            self.token_loss: TokenLoss = LabelLoss(objective, backend=backend)
         elif not isinstance(objective, (str, Generator, RowObjective)):
             raise ValueError(
                 f"objective: got {type(objective).__name__} with a teacher; pass one of distillation, or leave the teacher out"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..generators import Generator
-from ..objectives.supervised import LabelObjective, linear_supervised, supervised
+from ..objectives.supervised import LabelObjective, linear_supervised, supervised, supervised_objective
+from ..objectives.supervised.front import check_kernel
 from .hooks import IGNORED, Head, NextStates, head_of, next_states
 
 __all__ = ["LabelLoss", "TokenLoss", "batch_loss"]
@@ -57,9 +58,10 @@ class LabelLoss:
     Attributes:
         objective: a name (`fenchel.supervised_names`), a Generator, or an object such as `CompSum(1.7)`.
         label_smoothing: eps in [0, 1], for objectives that take probabilities.
+        backend: as `fenchel.linear_supervised`.
 
     Raises:
-        ValueError: an unknown name, a generator without a loss, or a smoothing that does not fit, when it is made.
+        ValueError: an unknown name, a generator without a loss, a smoothing that does not fit, or a kernel that there is not, when it is made.
 
     Example:
         >>> states = NextStates(torch.randn(4, 8), torch.tensor([1, 2, -100, 0]))
@@ -72,8 +74,10 @@ class LabelLoss:
 
     objective: str | Generator | LabelObjective = "kl"
     label_smoothing: float = 0.0
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
+        check_kernel(supervised_objective(self.objective), self.backend)
         one = torch.zeros(1, dtype=torch.long)
         supervised(torch.zeros(1, 2), one, self.objective, label_smoothing=self.label_smoothing)
 
@@ -90,4 +94,5 @@ class LabelLoss:
             label_smoothing=self.label_smoothing,
             ignore_index=IGNORED,
             reduction="sum",
+            backend=self.backend,
         )

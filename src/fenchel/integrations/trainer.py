@@ -98,6 +98,7 @@ class FenchelTrainer(HeadTrainer):
     Takes what `transformers.Trainer` takes, and
         objective: as `LabelLoss`: "kl" is cross-entropy, "alpha:1.5" the entmax loss, "gce:0.7", ... Probabilities of a
             model trained with a generator are `fenchel.softargmax(logits, objective)`.
+        backend: as `fenchel.linear_supervised`.
 
     `label_smoothing_factor` of the arguments is honoured.
 
@@ -122,7 +123,8 @@ class FenchelTrainer(HeadTrainer):
         args: TrainingArguments | None = None,
         *,
         objective: str | Generator | LabelObjective = "kl",
+        backend: str = "auto",
         **kwargs: Any,
     ):
         smoothing = 0.0 if args is None else float(args.label_smoothing_factor)
-        super().__init__(model, args, token_loss=LabelLoss(objective, smoothing), **kwargs)
+        super().__init__(model, args, token_loss=LabelLoss(objective, smoothing, backend), **kwargs)

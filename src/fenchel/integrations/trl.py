@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..generators import Generator
 from ..head.logp import linear_logp
 from ..objectives.distillation import RowObjective, distillation_objective
+from ..objectives.distillation.front import check_kernel
 from .distillation import LiveTeacher, TeacherLoss, between, check_pair
 from .hooks import IGNORED, NextStates, check_head, head_of
 from .losses import batch_loss
@@ -59,9 +60,10 @@ class TRLDistillationTrainer(DistillationTrainer):
 
     Takes what it takes but `beta`, and
         objective: as `TeacherLoss`. TRL's own default, beta = 1, is KL(student||teacher).
+        backend: as `LiveTeacher`.
 
     Raises:
-        ValueError: as `check_pair`; no teacher; an objective that is unknown.
+        ValueError: as `check_pair`; no teacher; an objective that is unknown, or that has no kernel of this kind.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class TRLDistillationTrainer(DistillationTrainer):
         args: DistillationConfig | None = None,
         *,
         objective: str | Generator | RowObjective,
+        backend: str = "auto",
         **kwargs: Any,
     ):
-        self.objective = distillation_objective(objective)
+        self.objective, self.backend = distillation_objective(objective), backend
+        check_kernel(self.objective, backend)
         _check_arguments(args, DistillationConfig)
         if teacher_model is None:
             raise ValueError("teacher_model: got None; pass a model or its path")
@@ -103,7 +107,7 @@ class TRLDistillationTrainer(DistillationTrainer):
             )
         target = torch.where(counted, inputs["completion_ids"], IGNORED).flatten()
         states, head = NextStates(ours.flatten(0, 1), target.to(ours.device)), head_of(unwrapped_student)
-        total = between(self.objective, theirs.flatten(0, 1), head_of(teacher), states, head)
+        total = between(self.objective, theirs.flatten(0, 1), head_of(teacher), states, head, backend=self.backend)
         n = states.counted.sum()
         items = n if num_items_in_batch is None else num_items_in_batch
         loss = total / torch.as_tensor(items, device=total.device).clamp(min=1)
@@ -116,6 +120,7 @@ class TRLDistillationTrainer(DistillationTrainer):
                 softcap=head.softcap,
                 scale=head.scale,
                 temperature=self.temperature,
+                backend=self.backend,
             ).entropy
         return loss, entropy.sum(), n
 
@@ -125,6 +130,7 @@ class TRLGKDTrainer(GKDTrainer):
 
     Takes what it takes but `beta`, and
         objective, hard_weight: as `TeacherLoss`; labels of a sequence that the student wrote are its own tokens.
+        backend: as `LiveTeacher`.
 
     A batch of the data is divided by the tokens of the accumulated batch, one that was written by its own tokens and the
     number of accumulated batches: how many there will be in the others is not known when it is trained on.
@@ -141,15 +147,16 @@ class TRLGKDTrainer(GKDTrainer):
         *,
         objective: str | Generator | RowObjective,
         hard_weight: float = 0.0,
+        backend: str = "auto",
         **kwargs: Any,
     ):
-        distillation_objective(objective)
+        check_kernel(distillation_objective(objective), backend)
         _check_arguments(args, GKDConfig)
         super().__init__(model, teacher_model, GKDConfig() if args is None else args, **kwargs)
         check_head(self.model)
         teacher = self.accelerator.unwrap_model(self.teacher_model)
         check_pair(teacher, self.model, None)
-        self.token_loss = TeacherLoss(LiveTeacher(teacher), objective, hard_weight=hard_weight)
+        self.token_loss = TeacherLoss(LiveTeacher(teacher, backend=backend), objective, hard_weight=hard_weight)
         self._written = False
 
     def generate_on_policy_outputs(self, model: Any, inputs: Any, generation_config: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

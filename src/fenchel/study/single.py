@@ -62,6 +62,7 @@ def train(
     size = replace(preset(named), context=request.context, batch_size=request.batch_size)
     source = read_model(request.model, size)
     arguments = _arguments(request, source, out, report_to)
+    _check_kernels(request, arguments.device)
     first = arguments.process_index == 0
     console = Console(quiet=True) if console is None or not first else console
     with locked(out) if first else nullcontext(True) as ours, full_disk(out):
@@ -72,6 +73,19 @@ def train(
         if not (out / MODEL / "config.json").is_file():
             _run(request, out, source, data, arguments, console)
     return out / MODEL
+
+
+def _check_kernels(request: TrainRequest, device: torch.device) -> None:
+    """Refuse kernels that were asked for and cannot run: they run once."""
+    if request.backend != "triton":
+        return
+    one = torch.zeros(1, 2, device=device)
+    try:
+        LabelLoss(request.objective, request.label_smoothing, request.backend)(
+            NextStates(one, one.new_zeros(1, dtype=torch.long)), Head(torch.zeros(2, 2, device=device)), {}
+        )
+    except ValueError as error:
+        raise StudyError(f"--backend {request.backend}: {one_line(error)}") from error
 
 
 def _arguments(request: TrainRequest, source: ModelSource, out: Path, report_to: str) -> Arguments:
@@ -163,7 +177,12 @@ def _run(
     model = build(source, request.seed)
     try:
         trainer = MarkedTrainer(
-            model, arguments, objective=request.objective, train_dataset=blocks, processing_class=data.tokenizer
+            model,
+            arguments,
+            objective=request.objective,
+            backend=request.backend,
+            train_dataset=blocks,
+            processing_class=data.tokenizer,
         )
     except ValueError as error:
         raise StudyError(f"--model: {one_line(error)}") from error
@@ -200,4 +219,5 @@ def heldout_loss(model: Any, data: Data, request: TrainRequest) -> float:
     found = head_of(model)
     head = Head(found.weight, found.bias, found.softcap, found.scale)
     with torch.no_grad():
-        return float(LabelLoss(request.objective)(NextStates(hidden, target), head, {})) / len(target)
+        loss = LabelLoss(request.objective, backend=request.backend)
+        return float(loss(NextStates(hidden, target), head, {})) / len(target)

@@ -28,6 +28,7 @@ class TrainRequest:
     label_smoothing: float = 0.0
     save_every: int | None = None
     seed: int = 0
+    backend: str = "auto"
 
     def record(self) -> dict[str, Any]:
         """As it is kept in the manifest: paths absolute, so that the directory it was given in does not matter."""
@@ -42,7 +43,7 @@ class TrainRequest:
 def checked(request: TrainRequest, report_to: str) -> TrainRequest:
     """The request with its defaults filled in; StudyError for anything unusable."""
     try:
-        LabelLoss(request.objective, request.label_smoothing)
+        LabelLoss(request.objective, request.label_smoothing, request.backend)
     except (ValueError, TypeError) as error:
         raise StudyError(f"--objective {request.objective}: {one_line(error)}") from error
     check_least(

@@ -12,11 +12,12 @@ from ...generators import Generator
 from ...head.divergence import linear_divergence
 from ...head.pairs import OneHead, linear_pair_rows, rows_that_count, two_heads, two_shards
 from ...head.projection import MEMORY
+from ...head.triton.use import check_backend
 from .divergence import Mixture
 from .names import distillation_objective
 from .objective import RowObjective
 
-__all__ = ["distillation", "linear_distillation"]
+__all__ = ["check_kernel", "distillation", "linear_distillation"]
 
 
 def distillation(
@@ -96,6 +97,7 @@ def linear_distillation(
     vocabulary: int | None = None,
     reduction: str = "mean",
     memory: int = MEMORY,
+    backend: str = "auto",
     group: ProcessGroup | None = None,
 ) -> Tensor:
     """An objective of distillation, from hidden states and output embeddings; neither model's logits are stored.
@@ -109,6 +111,7 @@ def linear_distillation(
         softcap, scale: one value for both heads, or a pair (the teacher's, the student's).
         vocabulary: compare the first K tokens, for models whose vocabularies are padded differently. Different V without it raise.
         memory: bytes that a tile of both heads' logits may take.
+        backend: as `linear_divergence`. Only divergences and their mixtures have Triton kernels: for others "triton" is refused.
         group: the ranks that share the vocabulary (docs/parallel.md), for divergences and their mixtures; as in `linear_divergence`.
 
     Returns:
@@ -127,6 +130,7 @@ def linear_distillation(
     """
     chosen = distillation_objective(objective)
     check_reduction(reduction)
+    check_kernel(chosen, backend)
     with Meeting(group) as meeting:
         teacher, student, mask = two_shards(meeting, ("teacher", "student"), teacher, student, mask, vocabulary)
         group = meeting.group
@@ -155,6 +159,7 @@ def linear_distillation(
                 vocabulary=vocabulary,
                 reduction=reduction,
                 memory=memory,
+                backend=backend,
                 group=group,
             )
             parts.append(part if term.factor == 1 else term.factor * part)
@@ -172,6 +177,18 @@ def linear_distillation(
         memory=memory,
     )
     return _reduced(rows.view(-1), counted, pair.lead, reduction)
+
+
+def check_kernel(objective: RowObjective, backend: str) -> None:
+    """Refuse Triton for an objective that has no kernel of its own.
+
+    Raises:
+        ValueError: that, or a backend that is none.
+    """
+    if check_backend(backend) == "triton" and not isinstance(objective, Mixture):
+        raise ValueError(
+            f"backend: got 'triton', which only divergences and their mixtures have, not {type(objective).__name__}; pass backend='auto'"
+        )
 
 
 @dataclass(frozen=True)

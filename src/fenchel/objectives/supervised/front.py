@@ -9,6 +9,7 @@ from ...generators import Generator
 from ...head.labelled import labelled_head
 from ...head.labelled_on_ranks import check_shareable, shared_head, shared_rows
 from ...head.projection import MEMORY, autocast, check_head, ranks_share
+from ...head.triton.use import check_backend
 from ...head.young import linear_fenchel_young
 from ...losses.fenchel_young import fenchel_young, reduce, sharded_target
 from ...losses.labelled import labelled_rows
@@ -18,7 +19,7 @@ from .names import supervised_objective
 from .objective import LabelObjective
 from .sums import Sum
 
-__all__ = ["linear_supervised", "supervised"]
+__all__ = ["check_kernel", "linear_supervised", "supervised"]
 
 
 def supervised(
@@ -132,6 +133,8 @@ def linear_supervised(
     ignore_index: int = -100,
     reduction: str = "mean",
     memory: int = MEMORY,
+    accumulator: bool = True,
+    backend: str = "auto",
     group: ProcessGroup | None = None,
 ) -> Tensor:
     """`supervised` of logits = cap(scale (hidden @ weight.T + bias)) that are never stored.
@@ -147,6 +150,8 @@ def linear_supervised(
         scale: a factor on the logits.
         class_weight: `supervised`'s weight, [V].
         memory: bytes that a tile of logits may take.
+        accumulator, backend: as `linear_fenchel_young`. Only generators' losses can be made without an accumulator, and have Triton kernels: for others
+            False and "triton" are refused.
         group: the ranks that share the vocabulary (docs/parallel.md): weight, bias, class weights, sets, probabilities and a q that is no number are then
             this rank's shard; hidden and class indices are the same on every rank, whole. Not needed for DTensors, which say it themselves.
 
@@ -168,6 +173,7 @@ def linear_supervised(
     """
     chosen = supervised_objective(objective)
     check_reduction(reduction)
+    check_kernel(chosen, backend, accumulator)
     young, others = _apart(chosen)
     total: Tensor | None = None
     for factor, loss in young:
@@ -186,6 +192,8 @@ def linear_supervised(
             ignore_index=ignore_index,
             reduction=reduction,
             memory=memory,
+            accumulator=accumulator,
+            backend=backend,
             group=group,
         )
         total = _plus(total, factor, part)
@@ -223,6 +231,21 @@ def linear_supervised(
         columns = {"log_q": told.log_q, "class_weight": told.class_weight}
         rows = labelled_head(others, hidden, weight, bias, told.y, **columns, labels=told.labels, **options)
     return _plus(total, 1.0, rows + checked)
+
+
+def check_kernel(objective: LabelObjective, backend: str, accumulator: bool = True) -> None:
+    """Refuse what only generators' losses have, for an objective that is something else or a sum with something else.
+
+    Raises:
+        ValueError: a Triton kernel or no accumulator; a backend that is none.
+    """
+    check_backend(backend)
+    _, others = _apart(objective)
+    for name, got, wrong, usual in (("backend", backend, "triton", "auto"), ("accumulator", accumulator, False, True)):
+        if others is not None and got == wrong:
+            raise ValueError(
+                f"{name}: got {got!r}, which only the losses of generators have, not {type(others).__name__}; pass {name}={usual!r}"
+            )
 
 
 def _apart(objective: LabelObjective) -> tuple[list[tuple[float, FenchelYoung]], LabelObjective | None]:
