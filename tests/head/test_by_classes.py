@@ -13,7 +13,7 @@ from fenchel import fenchel_young, linear_fenchel_young
 from fenchel.study.memory import peak_bytes
 from tests.table import DISTINCT, MINE, over
 
-# three blocks of classes, of which the last is narrower, and three tiles of rows
+# four blocks of classes, of which the last is narrower, and three tiles of rows
 MEMORY = 16 * N * 4
 REFUSED = ("class weights and smoothing", "a prior q and smoothing")
 TAKEN = {name: arguments for name, arguments in ARGUMENTS.items() if name not in REFUSED}

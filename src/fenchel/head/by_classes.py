@@ -59,7 +59,8 @@ def _gradients(
     n, (v, d) = len(head.hidden), head.weight.shape
     d_hidden, d_weight, d_bias = head.zeros(0), torch.empty_like(head.weight), head.zeros(2)
     copies = 1 if head.softcap is None else 2
-    step = rows_per_tile(max(n, d), copies * torch.finfo(head.dtype).bits // 8, memory)
+    # a class takes a column of logits and a row of the product
+    step = rows_per_tile(copies * n + d, torch.finfo(head.dtype).bits // 8, memory)
     step = -(-v // -(-v // step))  # equal blocks, as `sweep`'s tiles
     logits, products = (large_pages(head.hidden.new_empty(step * x, dtype=head.dtype)) for x in (n, d))
     for start in range(0, v, step):
