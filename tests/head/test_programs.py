@@ -308,6 +308,26 @@ def test_a_function_without_a_row_program_still_runs(monkeypatch):
     torch.testing.assert_close(*p, rtol=1e-6, atol=1e-9)
 
 
+def test_tiles_too_small_for_torch_compile_have_row_programs_too(monkeypatch):
+    monkeypatch.delenv("FENCHEL_COMPILE", raising=False)
+    monkeypatch.setattr(torch, "compile", None)
+    built = []
+    monkeypatch.setattr(programs, "program", lambda fn, args: built.append(fn) or fn)
+    z = torch.randn(8, 16)
+    for entries, many in ((tiles.SMALL - 1, 0), (tiles.SMALL, 1)):
+        assert tiles.compiles(entries) == bool(many)
+        got = tiles.tile_function(lambda z, of: of * z.exp(), 2.0, entries)(z)
+        torch.testing.assert_close(got, 2 * z.exp(), rtol=0, atol=0)
+        assert len(built) == many
+
+    def unwritable(fn, args):
+        raise Unwritable("no")
+
+    monkeypatch.setattr(programs, "program", unwritable)
+    got = tiles.tile_function(lambda z, of: of * z.exp(), 3.0, tiles.SMALL)(z)
+    torch.testing.assert_close(got, 3 * z.exp(), rtol=0, atol=0)
+
+
 GRADIENTS = {
     "softmax": lambda x: torch.softmax(x, -1).square().sum(-1),
     "log_softmax": lambda x: (torch.log_softmax(x, -1) * torch.log_softmax(x, -1).exp()).sum(-1),

@@ -29,8 +29,8 @@ from .trace import EXPM1, POWER, expm1, power, sample_of, traced
 log = logging.getLogger("fenchel")
 # the compiler stores an intermediate result that took more operations, or has more readers, than this; here each costs a pass over memory
 FUSE: dict[str, Any] = {"realize_opcount_threshold": 1000, "realize_reads_threshold": 1000}
-# entries of logits below which compiling costs more than it saves
-LARGE = 2**21
+# entries of logits below which compiling costs more than it saves: a row program, which takes a second once, and torch.compile, which takes ten and more
+SMALL, LARGE = 2**17, 2**21
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,21 @@ def tile_function(fn: Callable[..., Any], of: Any, entries: int) -> Callable[...
     """`fn` for one `of`, compiled if a compiler is there and the work is large. FENCHEL_COMPILE=0 turns it off, =1 compiles for any size."""
     if not compiles(entries):
         return lambda *args: fn(*args, of)
-    return in_stages(fn, of, _compiled) if vocabulary_of(of).group else _compiled(_bound(fn, of))
+    large = entries >= LARGE or _wanted() == "1"
+    if vocabulary_of(of).group:
+        return in_stages(fn, of, lambda stage: _compiled(stage, large))
+    return _compiled(_bound(fn, of), large)
 
 
 def compiles(entries: int) -> bool:
     """Whether `tile_function` compiles."""
-    wanted = os.environ.get("FENCHEL_COMPILE", "")
-    return wanted != "0" and (wanted == "1" or entries >= LARGE) and (native.available() or _compiler())
+    if _wanted() == "0" or not (entries >= SMALL or _wanted() == "1"):
+        return False
+    return native.available() or ((entries >= LARGE or _wanted() == "1") and _compiler())
+
+
+def _wanted() -> str:
+    return os.environ.get("FENCHEL_COMPILE", "")
 
 
 @cache
@@ -140,7 +148,7 @@ def _bound(fn: Callable[..., Any], of: Any) -> Callable[..., Any]:
 
 
 @cache
-def _compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(fn: Callable[..., Any], large: bool) -> Callable[..., Any]:
     made: dict[Any, Callable[..., Any]] = {}
 
     def call(*args: Tensor) -> Any:
@@ -148,19 +156,19 @@ def _compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
             return fn(*args)
         layout = tuple((x.dtype, x.device.type, _pattern(x, args)) for x in args)
         if layout not in made:
-            made[layout] = _made(fn, args)
+            made[layout] = _made(fn, args, large)
         return made[layout](*args)
 
     return call
 
 
-def _made(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[..., Any]:
+def _made(fn: Callable[..., Any], args: tuple[Tensor, ...], large: bool) -> Callable[..., Any]:
     if programs.handles(*args):
         try:
             return programs.program(fn, args)
         except Unwritable as why:
-            log.info("fenchel: no row program (%s); torch.compile makes the loop", why)
-    return torch.compile(_traced(fn, args), dynamic=True, options=FUSE) if _compiler() else fn
+            log.info("fenchel: no row program (%s)", why)
+    return torch.compile(_traced(fn, args), dynamic=True, options=FUSE) if large and _compiler() else fn
 
 
 def _traced(fn: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[..., Any]:
