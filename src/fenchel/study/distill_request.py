@@ -15,7 +15,7 @@ from fenchel.objectives.distillation import (
 from fenchel.study.arms import CACHE, LABELS, LIVE, ON_POLICY, SOURCES, Arm, arms_of
 from fenchel.study.errors import StudyError, one_line
 from fenchel.study.presets import preset_for
-from fenchel.study.request import check_least, check_report_to
+from fenchel.study.request import check_least, check_positive, check_report_to
 
 OBJECTIVES = (LABELS, "kl", "js")
 
@@ -103,8 +103,7 @@ def predictor_of(name: str) -> str:
 def checked(request: DistillRequest, report_to: str) -> DistillRequest:
     """The request, its numbers and names fit to be used; StudyError for anything that is not."""
     names = request.objectives
-    if not 0 < request.temperature < float("inf"):
-        raise StudyError(f"--temperature must be positive, got {request.temperature:g}")
+    check_positive("--temperature", request.temperature)
     if not 0 <= request.hard_weight < float("inf"):
         raise StudyError(f"--hard-weight must be a number from 0, got {request.hard_weight:g}")
     if not 0 <= request.on_policy <= 1:
@@ -124,8 +123,7 @@ def checked(request: DistillRequest, report_to: str) -> DistillRequest:
         ("--cache-k", request.cache_k, 1),
         ("--vocabulary", request.vocabulary, 1),
     )
-    if request.lr is not None and not 0 < request.lr < float("inf"):
-        raise StudyError(f"--lr must be positive, got {request.lr:g}")
+    check_positive("--lr", request.lr)
     _check_operator(request)
     _check_sources(request)
     if request.cache is not None:

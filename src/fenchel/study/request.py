@@ -49,8 +49,7 @@ def checked(request: Request, report_to: str) -> Request:
         ("--batch-size", request.batch_size, 1),
         ("--context", request.context, 2),
     )
-    if request.lr is not None and not 0 < request.lr < float("inf"):
-        raise StudyError(f"--lr must be positive, got {request.lr:g}")
+    check_positive("--lr", request.lr)
     preset_for(request.budget)
     check_report_to(report_to)
     return replace(request, objectives=names)
@@ -61,6 +60,12 @@ def check_least(*given: tuple[str, int | None, int]) -> None:
     for option, value, least in given:
         if value is not None and value < least:
             raise StudyError(f"{option} must be at least {least}, got {value}")
+
+
+def check_positive(option: str, value: float | None) -> None:
+    """StudyError for a number that is not positive and finite."""
+    if value is not None and not 0 < value < float("inf"):
+        raise StudyError(f"{option} must be positive, got {value:g}")
 
 
 def check_report_to(report_to: str) -> None:

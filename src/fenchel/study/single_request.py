@@ -7,7 +7,7 @@ from typing import Any
 
 from fenchel.integrations.losses import LabelLoss
 from fenchel.study.errors import StudyError, one_line
-from fenchel.study.request import check_least, check_report_to
+from fenchel.study.request import check_least, check_positive, check_report_to
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def checked(request: TrainRequest, report_to: str) -> TrainRequest:
         ("--save-every", request.save_every, 1),
         ("--seed", request.seed, 0),
     )
-    if request.lr is not None and not 0 < request.lr < math.inf:
-        raise StudyError(f"--lr must be positive, got {request.lr:g}")
+    check_positive("--lr", request.lr)
     if not 0 <= request.weight_decay < math.inf:
         raise StudyError(f"--weight-decay must be a number >= 0, got {request.weight_decay:g}")
     check_report_to(report_to)
