@@ -1,5 +1,11 @@
 """The products of a head in C: equal to torch's in float64, of every shape, whatever lies between rows, on any number of threads."""
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +17,7 @@ from fenchel.head import native, products
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs a C compiler")
 
-TYPES = [torch.float32, torch.float64]
+TYPES = [torch.float32, torch.float64, torch.bfloat16]
 # around the sizes of registers (6, 14, 16, 32), of a depth (128, 256) and of a block (256)
 SIZES = [1, 2, 6, 7, 15, 33, 129, 257]
 
@@ -31,19 +37,22 @@ def far(got: Tensor, wanted: Tensor) -> float:
 
 
 def check(n: int, d: int, v: int, dtype: torch.dtype, between: int) -> None:
-    most = 1e-6 if dtype == torch.float32 else 1e-14  # of a norm; rounding grows with the root of the terms
+    most = 1e-14 if dtype == torch.float64 else 1e-6  # of a norm; rounding grows with the root of the terms
+    real = torch.float32 if dtype == torch.bfloat16 else dtype
     hidden, weight = matrix(n, d, dtype, between), matrix(v, d, dtype, between)
-    z = matrix(n, v, dtype, between)
+    z = matrix(n, v, real, between)
     assert products.handles(n, weight, hidden, z)
     products.logits(z, hidden, weight)
     assert far(z, hidden.double() @ weight.double().T) < most
-    d_hidden, d_weight = matrix(n, d, dtype, between), matrix(v, d, dtype, between)
+    # where a CPU multiplies pairs of bfloat16, a gradient is rounded to that; nothing else ever is
+    roundings = [z.double()] + ([z.bfloat16().double()] if dtype == torch.bfloat16 else [])
+    d_hidden, d_weight = matrix(n, d, real, between), matrix(v, d, real, between)
     before = d_weight.double().clone()
     products.gradients(z, hidden, weight, d_hidden, d_weight, False)
-    assert far(d_hidden, z.double() @ weight.double()) < most
-    assert far(d_weight, before + z.double().T @ hidden.double()) < most
+    assert min(far(d_hidden, grad @ weight.double()) for grad in roundings) < most
+    assert min(far(d_weight, before + grad.T @ hidden.double()) for grad in roundings) < most
     products.gradients(z, hidden, weight, None, d_weight, True)
-    assert far(d_weight, z.double().T @ hidden.double()) < most
+    assert min(far(d_weight, grad.T @ hidden.double()) for grad in roundings) < most
     alone = torch.empty_like(d_hidden)
     products.gradients(z, hidden, weight, alone, None, False)
     assert torch.equal(alone, d_hidden)
@@ -63,13 +72,14 @@ def test_products_of_many_blocks_and_of_features_in_shares(dtype, shape):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_the_number_of_threads_changes_nothing(dtype):
-    hidden, weight, grad = matrix(50, 300, dtype), matrix(3000, 300, dtype), matrix(50, 3000, dtype)
+    real = torch.float32 if dtype == torch.bfloat16 else dtype
+    hidden, weight, grad = matrix(50, 300, dtype), matrix(3000, 300, dtype), matrix(50, 3000, real)
     found = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 3, 40):
             torch.set_num_threads(threads)
-            z, d_hidden, d_weight = torch.empty_like(grad), torch.empty_like(hidden), torch.empty_like(weight)
+            z, d_hidden, d_weight = (torch.empty_like(x, dtype=real) for x in (grad, hidden, weight))
             products.logits(z, hidden, weight)
             products.gradients(grad, hidden, weight, d_hidden, d_weight, True)
             found.append((z, d_hidden, d_weight))
@@ -80,12 +90,66 @@ def test_the_number_of_threads_changes_nothing(dtype):
         assert torch.equal(one, forty)
 
 
-def test_infinite_and_missing_numbers_go_where_they_belong():
-    hidden, weight = torch.ones(8, 20), torch.ones(40, 20)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("columns", [20, 21])
+def test_infinite_and_missing_numbers_go_where_they_belong(dtype, columns):
+    real = torch.float32 if dtype == torch.bfloat16 else dtype
+    hidden, weight = torch.ones(8, columns, dtype=dtype), torch.ones(40, columns, dtype=dtype)
     hidden[3, 5], weight[17, 2] = torch.nan, -torch.inf
-    z = torch.empty(8, 40)
+    z = torch.empty(8, 40, dtype=real)
     products.logits(z, hidden, weight)
-    torch.testing.assert_close(z, hidden @ weight.T, equal_nan=True)
+    torch.testing.assert_close(z, hidden.to(real) @ weight.to(real).T, equal_nan=True)
+    grad = torch.ones(8, 40, dtype=real)
+    grad[2, 7], grad[4, 39] = torch.nan, torch.inf
+    d_hidden, d_weight = torch.empty(8, columns, dtype=real), torch.empty(40, columns, dtype=real)
+    products.gradients(grad, hidden, weight, d_hidden, d_weight, True)
+    torch.testing.assert_close(d_hidden, grad @ weight.to(real), equal_nan=True)
+    torch.testing.assert_close(d_weight, grad.T @ hidden.to(real), equal_nan=True)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a compiler for another CPU does not know the option")
+def test_a_cpu_without_units_for_bfloat16_widens(tmp_path):
+    """The compiler is told that this one has none: then gradients are not rounded either."""
+    compiler = os.environ.get("CC") or "cc"
+    program = """
+import torch
+from fenchel.head import products
+hidden, weight, grad = torch.randn(33, 129).bfloat16(), torch.randn(257, 129).bfloat16(), torch.randn(33, 257)
+z, d_hidden, d_weight = torch.empty(33, 257), torch.empty(33, 129), torch.empty(257, 129)
+products.logits(z, hidden, weight)
+products.gradients(grad, hidden, weight, d_hidden, d_weight, True)
+for got, want in ((z, hidden.double() @ weight.double().T), (d_hidden, grad.double() @ weight.double()), (d_weight, grad.double().T @ hidden.double())):
+    assert (got.double() - want).norm() < 1e-6 * want.norm()
+"""
+    source = str(Path(fenchel.__file__).parents[1])
+    env = os.environ | {"CC": f"{compiler} -mno-avx512bf16", "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": source}
+    subprocess.run([sys.executable, "-c", program], env=env, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("generator", ["kl", "alpha:1.5", "js"])
+@pytest.mark.parametrize("accumulator", [True, False])
+def test_heads_in_bfloat16_are_no_further_off_than_dense_ones(generator, accumulator):
+    torch.manual_seed(1)
+    target = torch.randint(900, (70,))
+    inputs = [torch.randn(s).bfloat16() for s in ((70, 24), (900, 24))]
+
+    def run(loss, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        value = loss(*leaves)
+        return [x.detach().double() for x in (value, *torch.autograd.grad(value, leaves))]
+
+    def fused(hidden, weight):
+        return fenchel.linear_fenchel_young(
+            hidden, weight, target, generator, memory=2**17, accumulator=accumulator, reduction="mean"
+        )
+
+    def dense(hidden, weight):
+        return fenchel.fenchel_young(hidden @ weight.T, target, generator, reduction="mean")
+
+    want = run(dense, torch.float64)
+    for got, theirs, true in zip(run(fused, torch.bfloat16), run(dense, torch.bfloat16), want, strict=True):
+        # a rounding to bfloat16 is what the output itself may have
+        assert (got - true).norm() <= max(2 * float((theirs - true).norm()), 2**-8 * float(true.norm()))
 
 
 @pytest.mark.parametrize("generator", ["kl", "alpha:1.5", "js"])
@@ -112,6 +176,9 @@ def test_what_is_left_to_torch(monkeypatch):
     hidden, weight = torch.randn(6, 4), torch.randn(50, 4)
     assert products.handles(6, weight, hidden)
     assert not products.handles(6, weight.half(), hidden.half())
+    assert products.handles(6, weight.bfloat16(), hidden.bfloat16(), hidden)
+    assert not products.handles(6, weight.bfloat16(), hidden.bfloat16(), hidden.bfloat16())
+    assert not products.handles(6, weight.bfloat16(), hidden)
     assert not products.handles(6, weight, hidden.double())
     assert not products.handles(6, torch.randn(4, 50).T, hidden)
     assert not products.handles(6, weight[:1].expand(50, 4), hidden)

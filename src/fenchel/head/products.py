@@ -20,10 +20,13 @@ __all__ = ["gradients", "handles", "logits"]
 _SOURCE = """
 #define REAL {0}
 #define INTEGER {1}
+{2}
 #include "product.h"
 
 int fenchel_wanted(void) {{
-#if defined(__x86_64__)
+#if defined(PAIRS)
+    return 1;
+#elif defined(__x86_64__)
     __builtin_cpu_init();
     return __builtin_cpu_is("amd");
 #else
@@ -31,12 +34,14 @@ int fenchel_wanted(void) {{
 #endif
 }}
 """
+# hidden states and weight: what logits and gradients are then, and what the source is told of it
+_KINDS = {**{dtype: (dtype, "") for dtype in REALS}, torch.bfloat16: (torch.float32, "#define HALF")}
 # multiplications of a product below which starting threads costs more than is won
 LARGE = 2**24
 
 
-def handles(n: int, *tensors: Tensor) -> bool:
-    """Whether products of n rows with tensors like these, weight [V, D] first, are made here.
+def handles(n: int, weight: Tensor, hidden: Tensor, *others: Tensor) -> bool:
+    """Whether products of n rows with tensors like these are made here: in float32 or float64, or with heads in bfloat16 and all else in float32.
 
     FENCHEL_PRODUCTS=torch leaves them to torch, =native makes them here on any CPU, of any size.
 
@@ -46,14 +51,19 @@ def handles(n: int, *tensors: Tensor) -> bool:
     wanted = os.environ.get("FENCHEL_PRODUCTS", "")
     if wanted not in ("", "native", "torch"):
         raise ValueError(f"got FENCHEL_PRODUCTS={wanted!r}; set it to native or torch")
-    first = tensors[0]
-    if wanted == "torch" or first.device.type != "cpu" or first.dtype not in REALS:
+    if wanted == "torch" or weight.device.type != "cpu" or weight.dtype not in _KINDS or hidden.dtype != weight.dtype:
         return False
-    if not all(x.dtype == first.dtype and x.device == first.device and _rows(x) for x in tensors):
+    real, _ = _KINDS[weight.dtype]
+    if not all(x.device == weight.device and _rows(x) for x in (weight, hidden, *others)):
         return False
-    if 0 in first.shape or n == 0 or not (wanted or n * first.numel() >= LARGE):
+    if (
+        0 in weight.shape
+        or n == 0
+        or any(x.dtype != real for x in others)
+        or not (wanted or n * weight.numel() >= LARGE)
+    ):
         return False
-    library = _library(first.dtype)
+    library = _library(weight.dtype)
     return library is not None and (wanted == "native" or bool(library.fenchel_wanted()))
 
 
@@ -66,7 +76,8 @@ def _rows(x: Tensor) -> bool:
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     if native_build.library() is None:  # it says why
         return None
-    library = native_build.load(_SOURCE.format(*REALS[dtype]).encode(), "product")
+    real, told = _KINDS[dtype]
+    library = native_build.load(_SOURCE.format(*REALS[real], told).encode(), "product")
     matrix, size = [ctypes.c_void_p, ctypes.c_int64], [ctypes.c_int64] * 3 + [ctypes.c_int]
     library.fenchel_logits.argtypes = [*matrix * 3, *size]
     library.fenchel_gradients.argtypes = [*matrix * 5, ctypes.c_int, *size]
@@ -89,7 +100,7 @@ def _run(name: str, matrices: tuple[Tensor | None, ...], flags: tuple[int, ...],
     places: list[Any] = []
     for x in matrices:
         places += [None, 0] if x is None else [x.data_ptr(), x.stride(0)]
-    assert matrices[0] is not None
-    function = getattr(_library(matrices[0].dtype), f"fenchel_{name}")
+    assert matrices[1] is not None  # hidden or weight
+    function = getattr(_library(matrices[1].dtype), f"fenchel_{name}")
     if function(*places, *flags, *sizes, torch.get_num_threads()):
         raise MemoryError(f"the {name} of a head got no memory for its scratch")

@@ -136,7 +136,7 @@ def logits_into(
     elif hidden.is_cuda:
         out.copy_(hidden @ weight.T)
     else:
-        # CPUs without half-precision units multiply widened blocks several times faster, and more accurately
+        # a CPU without units for it multiplies widened blocks several times faster, and more accurately
         wide = hidden.to(out.dtype)
         for i in range(0, len(weight), BLOCK):
             out[:, i : i + BLOCK] = wide @ weight[i : i + BLOCK].to(out.dtype).T
@@ -172,8 +172,11 @@ def add_gradients(
     new: whether d_hidden and d_weight were not written yet, and become the products.
     """
     wanted = [x for x in (d_hidden, d_weight) if x is not None]
-    if wanted and new[0] and products.handles(len(grad), weight, grad, hidden, *wanted):
-        products.gradients(grad, hidden, weight, d_hidden, d_weight, new[1])
+    if wanted and products.handles(len(grad), weight, hidden, grad, *wanted):
+        part = d_hidden if d_hidden is None or new[0] else torch.empty_like(d_hidden)
+        products.gradients(grad, hidden, weight, part, d_weight, new[1])
+        if d_hidden is not None and part is not None and part is not d_hidden:
+            d_hidden += part
         d_hidden = d_weight = None
     elif wanted and weight.dtype == torch.bfloat16 and half.handles(weight):
         # float16 would lose the gradients below 6e-8, of which a mean over tokens has many
