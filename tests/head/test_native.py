@@ -23,6 +23,8 @@ COMPILER = shutil.which((os.environ.get("CC") or "cc").split()[0]) is not None
 WANTED = COMPILER and os.environ.get("FENCHEL_NATIVE") != "0"
 PATHS = [gathered, native] if WANTED else [gathered]
 TYPES = [torch.float32, torch.float64]
+# of rows, and of what they are multiplied by
+FACTORS = [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.float32, torch.bfloat16)]
 # n = 33 leaves a task of one row, n = 530 two sorts, V = 129 a block of one column, V = 4099 two; D = 129 all kernels
 SHAPES = [(0, 5, 3), (1, 1, 1), (5, 128, 31), (17, 129, 33), (33, 1000, 192), (40, 4099, 129), (530, 300, 20)]
 DENSITIES = [0.0, 0.0005, 0.02, 0.5]
@@ -30,6 +32,7 @@ INF = torch.inf
 
 each_path = pytest.mark.parametrize("path", PATHS, ids=lambda m: m.__name__.rsplit(".", 1)[-1])
 each_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
+each_factor = pytest.mark.parametrize(("dtype", "stored"), FACTORS, ids=str)
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 compiled = pytest.mark.parametrize("path", [p for p in PATHS if p is native], ids=["native"] if WANTED else [])
 
@@ -178,16 +181,17 @@ def test_moments_equal_their_sums_in_float64(path, dtype, shape) -> None:
 
 
 @each_path
-@each_type
+@each_factor
 @each_shape
 @pytest.mark.parametrize("density", DENSITIES)
-def test_products_equal_dense_float64(path, dtype, shape, density) -> None:
+def test_products_equal_dense_float64(path, dtype, stored, shape, density) -> None:
     n, v, d = shape
     rows = random_rows(n, v, density, dtype)
-    weight, hidden = torch.randn(v, d, dtype=dtype), torch.randn(n, d, dtype=dtype)
+    weight, hidden = torch.randn(v, d).to(stored), torch.randn(n, d).to(stored)
     scale = max(1.0, v**0.5)
     close = {key: value * scale for key, value in tolerance(dtype).items()}
     product = path.rows_times(rows, weight)
+    assert product.dtype == dtype
     torch.testing.assert_close(product.double(), dense(rows) @ weight.double(), **close)
 
     start = torch.randn(n, d, dtype=dtype)
@@ -204,6 +208,33 @@ def test_products_equal_dense_float64(path, dtype, shape, density) -> None:
     assert torch.equal(out[untouched], start[untouched])
 
 
+@compiled
+@each_shape
+@pytest.mark.parametrize("density", DENSITIES)
+def test_a_bfloat16_is_the_same_float32(path, shape, density) -> None:
+    """To the bit, with whatever a bfloat16 can be."""
+    n, v, d = shape
+    rows = random_rows(n, v, density, torch.float32)
+    weight, hidden = (torch.randint(-(2**15), 2**15, (x, d), dtype=torch.int16).view(torch.bfloat16) for x in (v, n))
+    weight[0] = torch.tensor(1e-40)
+    products = [path.rows_times(rows, x) for x in (weight, weight.float())]
+    torch.testing.assert_close(*products, rtol=0, atol=0, equal_nan=True)
+    sums = [path.transpose_times(rows, x, out=torch.zeros(v, d)) for x in (hidden, hidden.float())]
+    torch.testing.assert_close(*sums, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [1, 4 * 31, 40 * 4 * 31])
+@pytest.mark.parametrize("density", DENSITIES)
+def test_what_torch_makes_at_once_changes_nothing(size, density, monkeypatch) -> None:
+    rows = random_rows(17, 129, density, torch.float64)
+    weight, hidden = torch.randn(129, 31).bfloat16(), torch.randn(17, 31).bfloat16()
+    monkeypatch.setattr(gathered, "BYTES", 2 * size)
+    close: dict[str, Any] = {"rtol": 1e-13, "atol": 1e-13}
+    torch.testing.assert_close(gathered.rows_times(rows, weight), dense(rows) @ weight.double(), **close)
+    out = gathered.transpose_times(rows, hidden, out=torch.zeros(129, 31, dtype=torch.float64))
+    torch.testing.assert_close(out, dense(rows).T @ hidden.double(), **close)
+
+
 @each_path
 def test_a_nan_stays_in_its_row_and_its_columns(path) -> None:
     rows = random_rows(20, 300, 0.1, torch.float32)
@@ -218,12 +249,12 @@ def test_a_nan_stays_in_its_row_and_its_columns(path) -> None:
 
 
 @compiled
-@each_type
+@each_factor
 @pytest.mark.parametrize("density", [0.001, 0.05, 0.5])
-def test_threads_change_no_bit(path, dtype, density) -> None:
+def test_threads_change_no_bit(path, dtype, stored, density) -> None:
     n, v, d = 75, 6000, 70
     rows = random_rows(n, v, density, dtype)
-    weight, hidden, logits = torch.randn(v, d, dtype=dtype), torch.randn(n, d, dtype=dtype), awkward_logits(n, v, dtype)
+    weight, hidden, logits = torch.randn(v, d).to(stored), torch.randn(n, d).to(stored), awkward_logits(n, v, dtype)
     first = path.window(logits, 1.5, threads=1)[1]
     left = path.rows_times(rows, weight, threads=1)
     for threads in (2, 3, 7):
@@ -261,8 +292,12 @@ def test_what_the_kernels_cannot_take_raises(path) -> None:
         path.window(z, 1.0, threads=0)
     with pytest.raises(ValueError, match="shape"):
         path.rows_times(rows, torch.zeros(7, 2))
-    with pytest.raises(TypeError, match="all of one type"):
+    with pytest.raises(TypeError, match="weight of torch.float64 on cpu; pass float32 or bfloat16"):
         path.rows_times(rows, torch.zeros(6, 2, dtype=torch.float64))
+    with pytest.raises(TypeError, match="out of torch.bfloat16 on cpu; pass float32 on"):
+        path.transpose_times(rows, torch.zeros(4, 2).bfloat16(), out=torch.zeros(6, 2).bfloat16())
+    with pytest.raises(TypeError, match="rows of torch.float16; pass float32 or float64"):
+        path.rows_times(rows.with_vals(rows.vals.half()), torch.zeros(6, 2).bfloat16())
     with pytest.raises(ValueError, match="contiguous"):
         path.rows_times(rows, torch.zeros(2, 6).T)
     with pytest.raises(ValueError, match="shape"):
@@ -298,6 +333,14 @@ def test_autograd_sees_the_write_in_place(path) -> None:
     before = out._version
     path.transpose_times(path.above(torch.randn(4, 6), torch.zeros(4)), torch.ones(4, 2), out=out)
     assert out._version > before
+
+
+def test_no_path_narrows_a_matrix() -> None:
+    rows = gathered.above(torch.randn(4, 6), torch.zeros(4))
+    with pytest.raises(TypeError, match="matrix of torch.float64 for rows of torch.float32"):
+        kernels.rows_times(rows, torch.zeros(6, 2, dtype=torch.float64))
+    with pytest.raises(TypeError, match="matrix of torch.float64 for rows of torch.float32"):
+        kernels.transpose_times(rows, torch.zeros(4, 2, dtype=torch.float64), out=torch.zeros(6, 2))
 
 
 def test_kernels_take_half_precision_and_mixed_input_by_the_torch_path() -> None:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# bytes of a product, or of what is gathered and widened for it, that exist at once
+BYTES = 8 * 2**20
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -104,19 +107,49 @@ def moments(logits: Tensor, tau: Tensor) -> Moments:
 
 
 def rows_times(rows: Rows, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """`rows @ weight`, `[n, V] @ [V, D]`; added to `out` `[n, D]` in place if it is given."""
-    product = _csr(rows.row_ptr, rows.cols, rows.vals, rows.shape) @ weight
-    return product if out is None else out.add_(product)
+    """`rows @ weight`, `[n, V] @ [V, D]`; added to `out` `[n, D]` in place if it is given. A weight in another dtype is widened where it is gathered."""
+    _check_factor(weight, rows)
+    if weight.dtype == rows.vals.dtype:
+        product = _csr(rows.row_ptr, rows.cols, rows.vals, rows.shape) @ weight
+        return product if out is None else out.add_(product)
+    out = rows.vals.new_zeros(rows.shape[0], weight.shape[1]) if out is None else out
+    touched, column = torch.unique(rows.cols, return_inverse=True)
+    step = _step(weight.shape[1], rows.vals)
+    for start in range(0, touched.numel(), step):
+        some = touched[start : start + step]
+        inside = (column >= start) & (column < start + step)
+        row_ptr = torch.cat((rows.row_ptr[:1], inside.cumsum(0)))[rows.row_ptr]
+        part = _csr(row_ptr, column[inside] - start, rows.vals[inside], (rows.shape[0], len(some)))
+        out += part @ weight.index_select(0, some).to(rows.vals.dtype)
+    return out
 
 
 def transpose_times(rows: Rows, hidden: Tensor, *, out: Tensor) -> Tensor:
-    """`out += rows.T @ hidden`, `[V, n] @ [n, D]`, in place into `out` `[V, D]`."""
+    """`out += rows.T @ hidden`, `[V, n] @ [n, D]`, in place into `out` `[V, D]`. hidden may be narrower than the entries."""
+    _check_factor(hidden, rows)
     touched, column = torch.unique(rows.cols, return_inverse=True)
     order = torch.argsort(column, stable=True)
     col_ptr = torch.zeros(touched.numel() + 1, dtype=torch.int64, device=hidden.device)
     torch.cumsum(torch.bincount(column, minlength=touched.numel()), 0, out=col_ptr[1:])
-    transposed = _csr(col_ptr, rows.row_index()[order], rows.vals[order], (touched.numel(), hidden.shape[0]))
-    return out.index_add_(0, touched, transposed @ hidden)
+    index, vals, wide = rows.row_index()[order], rows.vals[order], hidden.to(rows.vals.dtype)
+    step = _step(hidden.shape[1], vals)
+    for start in range(0, touched.numel(), step):
+        pointers = col_ptr[start : start + step + 1]
+        first, last = pointers[[0, -1]].tolist()
+        size = (len(pointers) - 1, hidden.shape[0])
+        some = _csr(pointers - first, index[first:last], vals[first:last], size)
+        out.index_add_(0, touched[start : start + step], some @ wide)
+    return out
+
+
+def _check_factor(x: Tensor, rows: Rows) -> None:
+    if torch.promote_types(x.dtype, rows.vals.dtype) != rows.vals.dtype:
+        raise TypeError(f"got a matrix of {x.dtype} for rows of {rows.vals.dtype}; pass that type or a narrower one")
+
+
+def _step(columns: int, like: Tensor) -> int:
+    """How many rows of so many columns may be made at once."""
+    return max(1, BYTES // max(1, columns * like.element_size()))
 
 
 def _csr(row_ptr: Tensor, cols: Tensor, vals: Tensor, size: tuple[int, int]) -> Tensor:

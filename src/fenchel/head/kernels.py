@@ -11,7 +11,7 @@ from torch import Tensor
 from fenchel.head import gathered, native
 from fenchel.head.gathered import Moments, Rows
 
-__all__ = ["Moments", "Rows", "above", "joined", "moments", "rows_times", "transpose_times", "window"]
+__all__ = ["Moments", "Rows", "above", "gathers", "joined", "moments", "rows_times", "transpose_times", "window"]
 
 
 def window(logits: Tensor, width: float) -> tuple[Tensor, Rows]:
@@ -31,12 +31,17 @@ def moments(logits: Tensor, tau: Tensor) -> Moments:
 
 def rows_times(rows: Rows, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
     """`rows @ weight`, `[n, V] @ [V, D]`; added to `out` `[n, D]` in place if it is given."""
-    return (native if native.handles(rows.vals, weight) else gathered).rows_times(rows, weight, out=out)
+    return (native if native.multiplies(rows, weight) else gathered).rows_times(rows, weight, out=out)
 
 
 def transpose_times(rows: Rows, hidden: Tensor, *, out: Tensor) -> Tensor:
     """`out += rows.T @ hidden`, `[V, n] @ [n, D]`, in place into `out` `[V, D]`."""
-    return (native if native.handles(rows.vals, hidden, out) else gathered).transpose_times(rows, hidden, out=out)
+    return (native if native.multiplies(rows, hidden) else gathered).transpose_times(rows, hidden, out=out)
+
+
+def gathers(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether entries of a dtype are multiplied by a matrix like x without a widened copy of it."""
+    return x.dtype == dtype or (x.dtype == torch.bfloat16 and x.device.type == "cpu")
 
 
 def joined(parts: list[Rows]) -> Rows:

@@ -1,7 +1,8 @@
 /* Row scans and gathered products of the exact sparse head, for CPUs.
  *
  * Plain pointers in, plain pointers out: nothing here knows PyTorch. native.py compiles this file where it runs and
- * loads it by ctypes. The file includes itself twice, once per element type: NAMED(scan) is scan_f32 and scan_f64.
+ * loads it by ctypes. The file includes itself twice, once per element type: NAMED(scan) is scan_f32 and scan_f64. The
+ * gathered products, in gathered.h, are included once per type of what they read: OF(gather) is gather_bf16 too.
  *
  * Sparse rows are CSR: row_ptr int64 [n+1], cols int32 ascending within a row, vals. Every output element is summed in
  * the order of the entries, whatever the number of threads, so results do not depend on it.
@@ -85,17 +86,49 @@ static int split(Split *s, int64_t nnz, int threads) {
     return s->bad ? BAD_CSR : OK;
 }
 
+/* named for the element type at hand */
+#define Vec NAMED(Vec)
+#define Mask NAMED(Mask)
+#define LANES ((int64_t)(VEC_BYTES / sizeof(REAL)))
+#define COMPRESSES (VEC_BYTES == 64 && sizeof(REAL) == 4)
+#define LEAST NAMED(least)
+
 #define REAL float
 #define INTEGER int32_t
 #define NAMED(name) name##_f32
 #include "native.c"
+#define STORED float
+#define OF(name) name##_f32
+#include "gathered.h"
+#undef STORED
+#undef OF
+
+/* bfloat16: the upper half of a float */
+typedef uint16_t Bfloats __attribute__((vector_size(VEC_BYTES / 2), aligned(sizeof(uint16_t)), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(VEC_BYTES)));
+static inline float number_bf16(const uint16_t *x) {
+    const uint32_t bits = (uint32_t)*x << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+static inline Vec numbers_bf16(const uint16_t *x) { return (Vec)(__builtin_convertvector(*(const Bfloats *)x, Bits) << 16); }
+#define STORED uint16_t
+#define OF(name) name##_bf16
+#include "gathered.h"
+#undef STORED
+#undef OF
 #undef REAL
 #undef INTEGER
 #undef NAMED
+
 #define REAL double
 #define INTEGER int64_t
 #define NAMED(name) name##_f64
 #include "native.c"
+#define STORED double
+#define OF(name) name##_f64
+#include "gathered.h"
 
 #else /* everything below stands once and is compiled per element type */
 
@@ -103,10 +136,6 @@ typedef REAL NAMED(Vec) __attribute__((vector_size(VEC_BYTES), aligned(sizeof(RE
 typedef INTEGER NAMED(Mask) __attribute__((vector_size(VEC_BYTES), aligned(sizeof(REAL)), may_alias));
 /* of sums: an array of Vec, which may alias anything, stays in memory */
 typedef REAL NAMED(Sum) __attribute__((vector_size(VEC_BYTES)));
-#define Vec NAMED(Vec)
-#define Mask NAMED(Mask)
-#define LANES ((int64_t)(VEC_BYTES / sizeof(REAL)))
-#define COMPRESSES (VEC_BYTES == 64 && sizeof(REAL) == 4)
 
 static inline Vec NAMED(larger)(Vec a, Vec b) {
     const Mask first = (Mask)(a > b);
@@ -216,7 +245,6 @@ static inline REAL NAMED(just_below)(REAL x) {
 }
 
 static inline int64_t NAMED(least)(int64_t a, int64_t b) { return a < b ? a : b; }
-#define LEAST NAMED(least)
 
 static void NAMED(scan_rows)(void *arg, int64_t task) {
     NAMED(Scan) *s = arg;
@@ -483,28 +511,7 @@ int NAMED(fenchel_support)(const REAL *z, int64_t n, int64_t v, int64_t ld, int6
     return m.failed ? NO_MEMORY : OK;
 }
 
-/* ---- gathered products ---- */
-
-/* out[0 .. N*LANES) += sum_k val[k] * x[idx[k]*ld ...], the accumulators in registers. */
-#define GATHER(N)                                                                                                     \
-    static void NAMED(gather##N)(REAL *out, const REAL *x, int64_t origin, int64_t ld, const int32_t *idx,            \
-                                 const REAL *val, int64_t count) {                                                    \
-        NAMED(Sum) acc[N];                                                                                                   \
-        _Pragma("GCC unroll 16") for (int a = 0; a < N; a++) acc[a] = *(const Vec *)(out + a * LANES);                \
-        for (int64_t k = 0; k < count; k++) {                                                                         \
-            const REAL *row = x + (idx[k] - origin) * ld;                                                             \
-            const REAL p = val[k];                                                                                    \
-            _Pragma("GCC unroll 16") for (int a = 0; a < N; a++) acc[a] += p * *(const Vec *)(row + a * LANES);       \
-        }                                                                                                             \
-        _Pragma("GCC unroll 16") for (int a = 0; a < N; a++) *(Vec *)(out + a * LANES) = acc[a];                      \
-    }
-GATHER(8)
-GATHER(4)
-GATHER(2)
-GATHER(1)
-#undef GATHER
-
-typedef void (*NAMED(Gather))(REAL *, const REAL *, int64_t, int64_t, const int32_t *, const REAL *, int64_t);
+/* ---- for gathered.h ---- */
 
 /* a * b + c, rounded once where there is such an instruction. Left to itself, a compiler may vectorise the products of a long
    run and not those of a short one, and how a row is cut into runs depends on the number of threads. */
@@ -516,184 +523,8 @@ static inline REAL NAMED(multiply_add)(REAL a, REAL b, REAL c) {
 #endif
 }
 
-static void NAMED(gather_one)(REAL *out, const REAL *x, int64_t origin, int64_t ld, const int32_t *idx, const REAL *val,
-                              int64_t count) {
-    REAL sum = *out;
-    for (int64_t k = 0; k < count; k++) sum = NAMED(multiply_add)(val[k], x[(idx[k] - origin) * ld], sum);
-    *out = sum;
-}
+/* one number, and LANES of them, of a matrix of REAL */
+static inline REAL NAMED(number)(const REAL *x) { return *x; }
+static inline Vec NAMED(numbers)(const REAL *x) { return *(const Vec *)x; }
 
-/* The widest kernel for `left` columns, and how many columns it does. */
-static inline NAMED(Gather) NAMED(kernel)(int64_t left, int64_t *columns) {
-    const int64_t vectors = left / LANES;
-    *columns = LANES * (vectors >= WIDE ? WIDE : vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1);
-    if (vectors >= 8) return NAMED(gather8);
-    if (vectors >= 4) return NAMED(gather4);
-    if (vectors >= 2) return NAMED(gather2);
-    if (vectors >= 1) return NAMED(gather1);
-    *columns = 1;
-    return NAMED(gather_one);
-}
-
-typedef struct {
-    const int64_t *row_ptr;
-    const int32_t *cols;
-    const REAL *vals, *x; /* x: the weight [v, d], or the hidden states [n, d] */
-    REAL *out;            /* the hidden states' gradient [n, d], or the weight's [v, d] */
-    int64_t n, v, d;
-    int64_t task_rows;
-    const Split *split;
-    REAL *panels; /* the hidden states slice by slice, or NULL */
-    _Atomic int failed;
-} NAMED(Product);
-
-/* out[j ..] += sum_k val[k] * x[idx[k]][j ..] for all d columns, slice after slice. */
-static inline void NAMED(gather_row)(const NAMED(Product) *m, REAL *out, const int32_t *idx, const REAL *val,
-                                     int64_t count) {
-    for (int64_t j = 0, w; count && j < m->d; j += w) {
-        const NAMED(Gather) gather = NAMED(kernel)(m->d - j, &w);
-        gather(out + j, m->x + j, 0, m->d, idx, val, count);
-    }
-}
-
-/* Columns j .. j+w of `count` rows, made contiguous: rows a power of two apart compete for the same cache lines. */
-static void NAMED(pack_panel)(REAL *panel, const REAL *x, int64_t d, int64_t count, int64_t j, int64_t w) {
-    for (int64_t i = 0; i < count; i++) memcpy(panel + i * w, x + i * d + j, (size_t)w * sizeof(REAL));
-}
-
-/* Few entries: whole rows of the weight, block after block. */
-static void NAMED(times_rows)(void *arg, int64_t task) {
-    NAMED(Product) *m = arg;
-    const Split *s = m->split;
-    for (int64_t b = 0; b < s->blocks; b++) {
-        const int64_t *begin = s->at + b * m->n, *end = begin + m->n;
-        for (int64_t i = task * m->task_rows; i < LEAST(m->n, (task + 1) * m->task_rows); i++)
-            NAMED(gather_row)(m, m->out + i * m->d, m->cols + begin[i], m->vals + begin[i], end[i] - begin[i]);
-    }
-}
-
-/* Many: a packed slice of a block of the weight stays in the second-level cache while the task's rows pass over it. */
-static void NAMED(times_rows_packed)(void *arg, int64_t task) {
-    NAMED(Product) *m = arg;
-    const Split *s = m->split;
-    const int64_t first = task * m->task_rows, rows = LEAST(m->n - first, m->task_rows);
-    REAL *panel = aligned_alloc(64, sizeof(REAL) * (size_t)(WIDE * LANES * s->width));
-    REAL *sums = aligned_alloc(64, sizeof(REAL) * (size_t)(WIDE * LANES * rows));
-    if (!panel || !sums) atomic_store(&m->failed, 1);
-    for (int64_t j = 0, w; panel && sums && j < m->d; j += w) {
-        const NAMED(Gather) gather = NAMED(kernel)(m->d - j, &w);
-        NAMED(pack_panel)(sums, m->out + first * m->d, m->d, rows, j, w);
-        for (int64_t b = 0; b < s->blocks; b++) {
-            const int64_t *begin = s->at + b * m->n, *end = begin + m->n, c = b * s->width;
-            NAMED(pack_panel)(panel, m->x + c * m->d, m->d, LEAST(s->width, m->v - c), j, w);
-            for (int64_t i = first; i < first + rows; i++)
-                if (begin[i] < end[i])
-                    gather(sums + (i - first) * w, panel, c, w, m->cols + begin[i], m->vals + begin[i],
-                           end[i] - begin[i]);
-        }
-        for (int64_t i = 0; i < rows; i++)
-            memcpy(m->out + (first + i) * m->d + j, sums + i * w, (size_t)w * sizeof(REAL));
-    }
-    free(panel);
-    free(sums);
-}
-
-int NAMED(fenchel_rows_times)(const int64_t *row_ptr, const int32_t *cols, const REAL *vals, int64_t nnz, const REAL *w,
-                              REAL *out, int64_t n, int64_t v, int64_t d, int threads) {
-    const int64_t task_rows = LEAST(1024, (n + threads - 1) / threads + 1);
-    const double density = (double)nnz / ((double)n * (double)v + 1);
-    const int packed = PACK_AT <= density * (double)task_rows;
-    const int64_t block = packed || density > 0.003 ? BLOCK : SPARSE_BLOCK;
-    Split s = {row_ptr, cols, n, v, block, 0, NULL, 0};
-    int status = split(&s, nnz, threads);
-    if (status == OK) {
-        NAMED(Product) m = {row_ptr, cols, vals, w, out, n, v, d, task_rows, &s, NULL, 0};
-        parallel(packed ? NAMED(times_rows_packed) : NAMED(times_rows), &m, (n + task_rows - 1) / task_rows, threads);
-        if (m.failed) status = NO_MEMORY;
-    }
-    free(s.at);
-    return status;
-}
-
-static void NAMED(transpose_block)(void *arg, int64_t block) {
-    NAMED(Product) *m = arg;
-    const Split *s = m->split;
-    const int64_t first = block * s->width, width = LEAST(s->width, m->v - first);
-    const int64_t *begin = s->at + block * m->n, *end = begin + m->n;
-    int64_t room = 0; /* the largest number of entries in one block of rows */
-    for (int64_t r = 0; r < m->n; r += SORT_ROWS) {
-        int64_t entries = 0;
-        for (int64_t i = r; i < LEAST(m->n, r + SORT_ROWS); i++) entries += end[i] - begin[i];
-        if (entries > room) room = entries;
-    }
-    if (room == 0) return;
-    int64_t *at = malloc(sizeof(int64_t) * (size_t)(width + 2));
-    int32_t *rows = malloc(sizeof(int32_t) * (size_t)room);
-    REAL *vals = malloc(sizeof(REAL) * (size_t)room);
-    if (!at || !rows || !vals) {
-        atomic_store(&m->failed, 1);
-        goto done;
-    }
-    for (int64_t r = 0; r < m->n; r += SORT_ROWS) {
-        const int64_t stop = LEAST(m->n, r + SORT_ROWS);
-        /* Counting sort: at[c+1] moves from the start of column c to its end, so that at[c] .. at[c+1] holds it. */
-        memset(at, 0, sizeof(int64_t) * (size_t)(width + 2));
-        for (int64_t i = r; i < stop; i++)
-            for (int64_t k = begin[i]; k < end[i]; k++) at[m->cols[k] - first + 2]++;
-        for (int64_t c = 0; c < width; c++) at[c + 2] += at[c + 1];
-        for (int64_t i = r; i < stop; i++)
-            for (int64_t k = begin[i]; k < end[i]; k++) {
-                const int64_t place = at[m->cols[k] - first + 1]++;
-                rows[place] = (int32_t)i;
-                vals[place] = m->vals[k];
-            }
-        REAL *out = m->out + first * m->d;
-        if (!m->panels) {
-            for (int64_t c = 0; c < width; c++)
-                NAMED(gather_row)(m, out + c * m->d, rows + at[c], vals + at[c], at[c + 1] - at[c]);
-            continue;
-        }
-        for (int64_t j = 0, w; j < m->d; j += w) {
-            const NAMED(Gather) gather = NAMED(kernel)(m->d - j, &w);
-            for (int64_t c = 0; c < width; c++)
-                if (at[c] < at[c + 1])
-                    gather(out + c * m->d + j, m->panels + m->n * j, 0, w, rows + at[c], vals + at[c],
-                           at[c + 1] - at[c]);
-        }
-    }
-done:
-    free(at);
-    free(rows);
-    free(vals);
-}
-
-int NAMED(fenchel_transpose_times)(const int64_t *row_ptr, const int32_t *cols, const REAL *vals, int64_t nnz,
-                                   const REAL *h, REAL *out, int64_t n, int64_t v, int64_t d, int threads) {
-    const double density = (double)nnz / ((double)n * (double)v + 1);
-    const int packed = PACK_AT <= density * (double)LEAST(n, SORT_ROWS);
-    const int64_t most = packed ? PACKED_COLUMNS : BLOCK;
-    const int64_t share = v / (8 * threads); /* several blocks a thread: frequent columns stand together */
-    Split s = {row_ptr, cols, n, v, share > most ? most : share < LEAST_BLOCK ? LEAST_BLOCK : share, 0, NULL, 0};
-    int status = split(&s, nnz, threads);
-    NAMED(Product) m = {row_ptr, cols, vals, h, out, n, v, d, 0, &s, NULL, 0};
-    if (status == OK && packed) {
-        m.panels = malloc(sizeof(REAL) * (size_t)n * (size_t)d);
-        if (!m.panels) status = NO_MEMORY;
-        for (int64_t j = 0, w; m.panels && j < d; j += w) {
-            (void)NAMED(kernel)(d - j, &w);
-            NAMED(pack_panel)(m.panels + n * j, h, d, n, j, w);
-        }
-    }
-    if (status == OK) parallel(NAMED(transpose_block), &m, s.blocks, threads);
-    if (m.failed) status = NO_MEMORY;
-    free(m.panels);
-    free(s.at);
-    return status;
-}
-
-#undef Vec
-#undef Mask
-#undef LANES
-#undef COMPRESSES
-#undef LEAST
 #endif

@@ -1,4 +1,4 @@
-"""`gathered.py`, compiled: sparse rows of logits and their gathered products on a CPU, float32 and float64.
+"""`gathered.py`, compiled: sparse rows of logits and their gathered products on a CPU, float32 and float64; float32 rows times bfloat16 as well.
 
 The kernels take plain pointers, leave the GIL alone, and run on as many threads as torch would use. Results do not
 depend on the number of threads. Arguments are CPU tensors with contiguous rows; anything else raises.
@@ -7,6 +7,7 @@ depend on the number of threads. Arguments are CPU tensors with contiguous rows;
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,8 +22,10 @@ from fenchel.solve import Threshold
 TASK_ROWS = 16  # as in native.c
 SCRATCH = 0.25  # entries that one pass can keep, as a share of the logits; beyond it the logits are read once more
 
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+_SUFFIX = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
 _REAL = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+# what rows of a dtype are multiplied by
+_FACTORS = {torch.float32: (torch.float32, torch.bfloat16), torch.float64: (torch.float64,)}
 # p: pointer, n: int64, r: one number of the element type, d: a double, t: threads
 _ARGUMENTS = {
     "scan": "pnnnrpppppnpt",
@@ -43,8 +46,16 @@ def handles(*tensors: Tensor) -> bool:
     """Whether the kernels are there and take these tensors: on the CPU, float32 or float64, all of one type."""
     first = tensors[0]
     return (
-        first.dtype in _SUFFIX
-        and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors)
+        first.dtype in _REAL and all(t.device.type == "cpu" and t.dtype == first.dtype for t in tensors) and available()
+    )
+
+
+def multiplies(rows: Rows, x: Tensor) -> bool:
+    """Whether the kernels are there and multiply these rows by this matrix: contiguous, on the CPU, of their type or bfloat16 for float32."""
+    return (
+        x.dtype in _FACTORS.get(rows.vals.dtype, ())
+        and x.is_contiguous()
+        and x.device.type == rows.vals.device.type == "cpu"
         and available()
     )
 
@@ -54,7 +65,8 @@ def _function(name: str, dtype: torch.dtype) -> Any:
     library = native_build.library()
     if library is None:
         raise RuntimeError("the native kernels are not available here; use fenchel.head.gathered")
-    kinds = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "r": _REAL[dtype], "t": ctypes.c_int, "d": ctypes.c_double}
+    kinds: dict[str, Any] = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "t": ctypes.c_int, "d": ctypes.c_double}
+    kinds["r"] = _REAL.get(dtype)  # no product takes one
     function = getattr(library, f"fenchel_{name}_{_SUFFIX[dtype]}")
     function.argtypes = [kinds[kind] for kind in _ARGUMENTS[name]]
     function.restype = None if name in ("pack", "moments") else ctypes.c_int
@@ -70,9 +82,9 @@ def _raise_for(status: int) -> None:
         raise MemoryError("the native kernels got no memory for their scratch")
 
 
-def _matrix(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int | None, int | None]) -> None:
-    if x.device.type != "cpu" or x.dtype not in _SUFFIX or x.dtype != dtype:
-        raise TypeError(f"got {name} of {x.dtype} on {x.device}; pass float32 or float64 on the CPU, all of one type")
+def _matrix(name: str, x: Tensor, dtypes: Iterable[torch.dtype], shape: tuple[int | None, int | None]) -> None:
+    if x.device.type != "cpu" or x.dtype not in dtypes:
+        raise TypeError(f"got {name} of {x.dtype} on {x.device}; pass {_either(dtypes)} on the CPU")
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"got {name} that requires a gradient; call the kernels under torch.no_grad or in an autograd function"
@@ -84,13 +96,17 @@ def _matrix(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int | None, i
         raise ValueError(f"got {name} with {x.shape[1]} columns; pass fewer than 2**31")
 
 
+def _either(dtypes: Iterable[torch.dtype]) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
 def _contiguous(name: str, x: Tensor) -> None:
     if not x.is_contiguous():
         raise ValueError(f"got {name} with strides {x.stride()}; pass it contiguous")
 
 
 def _logits(logits: Tensor, per_row: Tensor | None = None) -> tuple[int, int, int]:
-    _matrix("logits", logits, logits.dtype, (None, None))
+    _matrix("logits", logits, _REAL, (None, None))
     n, v = logits.shape
     if v == 0:
         raise ValueError(f"got logits of shape {tuple(logits.shape)}; pass at least one column")
@@ -197,19 +213,25 @@ def support(
 
 
 def rows_times(rows: Rows, weight: Tensor, *, out: Tensor | None = None, threads: int | None = None) -> Tensor:
-    """`rows @ weight`, `[n, V] @ [V, D]`; added to `out` `[n, D]` in place if it is given."""
-    _matrix("weight", weight, rows.vals.dtype, (rows.columns, None))
+    """`rows @ weight`, `[n, V] @ [V, D]`; added to `out` `[n, D]` in place if it is given. Float32 rows take a weight of bfloat16."""
+    _matrix("weight", weight, _factors(rows), (rows.columns, None))
     if out is None:
-        out = torch.zeros(rows.shape[0], weight.shape[1], dtype=weight.dtype)
-    _matrix("out", out, weight.dtype, (rows.shape[0], weight.shape[1]))
+        out = torch.zeros(rows.shape[0], weight.shape[1], dtype=rows.vals.dtype)
+    _matrix("out", out, (rows.vals.dtype,), (rows.shape[0], weight.shape[1]))
     return _product("rows_times", rows, weight, out, threads)
 
 
 def transpose_times(rows: Rows, hidden: Tensor, *, out: Tensor, threads: int | None = None) -> Tensor:
-    """`out += rows.T @ hidden`, `[V, n] @ [n, D]`, in place into `out` `[V, D]`."""
-    _matrix("hidden", hidden, rows.vals.dtype, (rows.shape[0], None))
-    _matrix("out", out, hidden.dtype, (rows.columns, hidden.shape[1]))
+    """`out += rows.T @ hidden`, `[V, n] @ [n, D]`, in place into `out` `[V, D]`. Float32 rows take hidden states of bfloat16."""
+    _matrix("hidden", hidden, _factors(rows), (rows.shape[0], None))
+    _matrix("out", out, (rows.vals.dtype,), (rows.columns, hidden.shape[1]))
     return _product("transpose_times", rows, hidden, out, threads)
+
+
+def _factors(rows: Rows) -> tuple[torch.dtype, ...]:
+    if rows.vals.dtype not in _FACTORS:
+        raise TypeError(f"got rows of {rows.vals.dtype}; pass {_either(_FACTORS)}")
+    return _FACTORS[rows.vals.dtype]
 
 
 def _product(name: str, rows: Rows, x: Tensor, out: Tensor, threads: int | None) -> Tensor:

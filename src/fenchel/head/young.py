@@ -29,7 +29,7 @@ from ..losses.fenchel_young import (
 from ..opaque import opaque
 from ..operators import working_dtype
 from ..vocab import LOCAL, Vocabulary
-from . import native
+from . import kernels, native
 from .by_classes import accumulates, sweep_by_classes
 from .derived import rows_of, total
 from .opaque import one_by_one, returned, unmade
@@ -262,7 +262,7 @@ def _young(
     head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
     g, entries = by_handle(number), len(part) * len(weight)
     triton = chosen(backend, hidden.device, group, partial(_obstacle, g, q.dtype))
-    may_skip = softcap is None and (triton or weight.dtype == head.dtype)
+    may_skip = softcap is None and (triton or kernels.gathers(weight, head.dtype))
     kernel = YoungKernel(g, labels, q, class_weight, temperature, smoothing, entries, may_skip, vocab, triton)
     if row_c is None or accumulator or not accumulates(head):
         rows, [grads] = sweep([head], kernel, row_c, memory, vocab=vocab)
