@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fenchel
+from fenchel.objectives.described import described
 from fenchel.objectives.names import makers
 
 API = Path(__file__).parent / "api"
@@ -256,14 +257,9 @@ def supervised_names_page() -> list[str]:
         "|---|---|---|---|",
     ]
     for name, make in sorted(makers("fenchel.objectives.supervised").items()):
-        doc = inspect.getdoc(make) or ""
-        source = re.search(r"Source: (.*?)(?:\n\n|\Z)", doc, re.DOTALL)
-        known = {p.name: p.default for p in inspect.signature(make).parameters.values()}
-        shown_as = {k: f"{v:g}" if isinstance(v, float) else v for k, v in known.items()}
-        parameters = ",".join(f"{k}={v}" for k, v in shown_as.items() if v is not inspect.Parameter.empty)
+        said = described(name, make)
         kinds = ", ".join(sorted(make().takes)).replace("empty set, probabilities, set", "anything")
-        cited = " ".join(source[1].split()) if source else ""
-        row = (f"`{name}{':' if parameters else ''}{parameters}`", doc.splitlines()[0], kinds, cited)
+        row = (f"`{said.name}`", said.meaning, kinds, said.source)
         shown.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     return shown
 

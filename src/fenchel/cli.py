@@ -356,18 +356,24 @@ def distill(
 
 @app.command("list")
 def list_generators() -> None:
-    """All generators and their properties."""
-    from fenchel.show import table
+    """All generators and their properties, and the supervised objectives beside them."""
+    from fenchel import show as pictures
 
-    Console().print(table())
+    console = Console()
+    console.print(pictures.table())
+    console.print(pictures.objectives())
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A generator, e.g. alpha:1.5; `fenchel list` names them.")],
-    out: Annotated[Path | None, typer.Option(help="Write the plots to this .svg, .png or .html file.")] = None,
+    name: Annotated[
+        str, typer.Argument(help="A generator or a supervised objective: alpha:1.5, focal; `fenchel list` names them.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write a generator's plots to this .svg, .png or .html file.")
+    ] = None,
 ) -> None:
-    """Formula, properties, source and plots of a generator."""
+    """Formula, properties, source and plots of a generator; what a supervised objective is."""
     from fenchel import show as pictures
 
     try:

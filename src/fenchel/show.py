@@ -1,4 +1,4 @@
-"""`fenchel list` and `fenchel show`: what a generator is, in numbers and pictures."""
+"""`fenchel list` and `fenchel show`: what a generator is, in numbers and pictures, and what an objective is, in words."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
-from fenchel import Generator, fenchel_young, generator, generator_names, sigmoid
+from fenchel import Generator, fenchel_young, generator, generator_names, sigmoid, supervised_objective
+from fenchel.objectives.names import words
+from fenchel.objectives.supervised.names import supervised_described
 
 FORMATS = (".svg", ".png", ".html")
 # Families stand in the list with the members that have names of their own.
@@ -49,6 +52,16 @@ def table() -> Table:
         g = generator(name)
         kind = ("sparse" if g.sparse else "dense") if has_operator(g) else "none"
         result.add_row(name, g.formula, number(g.f0), number(g.df0), kind, g.source)
+    return result
+
+
+def objectives() -> Table:
+    """The supervised objectives that are no generator's Fenchel-Young loss."""
+    result = Table(title="supervised objectives; a generator's name is its Fenchel-Young loss, and ' + ' adds")
+    for column in ("name", "what it is, p = softmax(z), y the label"):
+        result.add_column(column, overflow="fold")
+    for said in supervised_described().values():
+        result.add_row(Text(said.name), Text(said.meaning))
     return result
 
 
@@ -110,17 +123,54 @@ def text_plot(curve: Curve, width: int = 60, height: int = 10) -> str:
 
 
 def show(name: str, console: Console) -> None:
-    """Print the properties and plots of a generator."""
-    g = generator(name)
-    facts = Table(show_header=False, box=None, title=f"[bold]{g.name}", title_justify="left")
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column()
-    for key, value in properties(g):
-        facts.add_row(key, value)
-    console.print(facts, markup=True)
+    """Print the properties and plots of a generator, or what a supervised objective is.
+
+    Raises:
+        ValueError: neither.
+    """
+    try:
+        g = generator(name)
+    except ValueError:
+        objective = supervised_objective(name)
+        console.print(
+            _facts(
+                name,
+                [
+                    *meanings(name),
+                    ("in Python", f"fenchel.supervised(logits, target, {name!r})"),
+                    ("object", repr(objective)),
+                ],
+            )
+        )
+        return
+    console.print(_facts(g.name, properties(g)))
     for curve in curves(g):
         console.print()
         console.print(text_plot(curve), markup=False, highlight=False, no_wrap=True, overflow="crop")
+
+
+def meanings(name: str) -> list[tuple[str, str]]:
+    """Each term of a supervised objective that is known by its name, in words, with its source.
+
+    Example:
+        >>> meanings("focal:1 + 0.1*kl")
+        [('focal:gamma=2', '-(1 - p_y)^gamma log p_y.'), ('source', 'Lin et al., arXiv 1708.02002.')]
+    """
+    known, told = supervised_described(), []
+    for term in name.split(" + "):
+        said = known.get(words(term.strip()).head.rpartition("*")[2])
+        if said is not None:
+            told += [(said.name, said.meaning), *([("source", said.source)] if said.source else [])]
+    return told
+
+
+def _facts(title: str, rows: list[tuple[str, str]]) -> Table:
+    facts = Table(show_header=False, box=None, title=Text(title, style="bold"), title_justify="left")
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for key, value in rows:
+        facts.add_row(Text(key), Text(value))
+    return facts
 
 
 def save(name: str, path: Path) -> None:

@@ -77,6 +77,7 @@ def test_run_takes_fewer_seeds_and_writes_nothing_unasked(fenchel, small, tmp_pa
     [
         (["run", "P999"], "error: got 'P999', which is no paper of the gallery: pass one of P0"),
         (["show", "P999"], "error: got 'P999', which is no paper of the gallery: pass one of P0"),
+        (["P065"], "error: got P065 in the place of a command: pass fenchel papers show P065"),
         (["run"], "error: got no paper: pass ids such as P065, or --all"),
         (["run", "P065", "--all"], "error: got papers and --all: pass ids such as P065, or --all"),
     ],

@@ -336,7 +336,12 @@ def test_too_small_a_budget_names_one_that_is_enough(tmp_path: Path, options: di
 def test_list_and_show(tmp_path: Path) -> None:
     listed = CliRunner().invoke(app, ["list"], env={"COLUMNS": "160"})
     assert listed.exit_code == 0
-    assert all(name in listed.output for name in ("kl", "alpha:1.5", "js", "tv"))
+    assert all(name in listed.output for name in ("kl", "alpha:1.5", "js", "tv", "focal:gamma=2", "log_partition"))
+    told = CliRunner().invoke(app, ["show", "focal:1 + 1e-4*log_partition"], env={"COLUMNS": "120"})
+    assert told.exit_code == 0
+    assert all(
+        said in told.output for said in ("-(1 - p_y)^gamma log p_y", "arXiv 1708.02002", "(log sum_j exp z_j)^2")
+    )
     shown = CliRunner().invoke(app, ["show", "alpha:2"], env={"COLUMNS": "120"})
     assert shown.exit_code == 0
     assert "2 below" not in shown.output
@@ -345,7 +350,9 @@ def test_list_and_show(tmp_path: Path) -> None:
         path = tmp_path / f"plot{ending}"
         assert CliRunner().invoke(app, ["show", "tv" if ending == ".svg" else "js", "--out", str(path)]).exit_code == 0
         assert path.read_bytes().startswith(head)
-    assert "unknown generator 'foo'" in refused(CliRunner().invoke(app, ["show", "foo"]))
+    assert "known: kl, reverse_kl" in refused(CliRunner().invoke(app, ["show", "foo"]))
+    assert "pass a finite number >= 0" in refused(CliRunner().invoke(app, ["show", "focal:-1"]))
+    assert "got 'x' where a number belongs" in refused(CliRunner().invoke(app, ["show", "alpha:x"]))
     assert "ends in .svg, .png, .html" in refused(
         CliRunner().invoke(app, ["show", "kl", "--out", str(tmp_path / "x.txt")])
     )

@@ -1,21 +1,36 @@
 """`fenchel papers`: list, run and show the papers of the gallery."""
 
+import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from fenchel.gallery.checks import Check
     from fenchel.gallery.paper import Paper
     from fenchel.gallery.result import Result
 
-app = typer.Typer(no_args_is_help=False, help="Small experiments on the claims of papers, with computed verdicts.")
+
+class _Papers(TyperGroup):
+    """The commands of the gallery, which say what to do with a paper's id in the place of one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As the class above, after a look at what was given."""
+        if args and re.fullmatch("[Pp][0-9]+", args[0]):
+            _fail(f"got {args[0]} in the place of a command: pass fenchel papers show {args[0]}, or run {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Papers, no_args_is_help=False, help="Small experiments on the claims of papers, with computed verdicts."
+)
 
 _COLOUR = {"shown": "green", "partly": "yellow", "not shown": "red"}
 

@@ -6,6 +6,7 @@ Beside those of the generators, whose names are Fenchel-Young losses, the module
 import re
 
 from ...generators import Generator, generator_names
+from ..described import Described, described
 from ..names import made, makers, remembered, words
 from .fenchel_young import FenchelYoung
 from .objective import LabelObjective
@@ -25,6 +26,16 @@ def supervised_names() -> tuple[str, ...]:
         True
     """
     return (*generator_names(), *sorted(makers(_FOLDER)))
+
+
+def supervised_described() -> dict[str, Described]:
+    """What the names are that are no generator's, in the order of the alphabet.
+
+    Example:
+        >>> supervised_described()["gce"].name
+        'gce:q=0.7'
+    """
+    return {name: described(name, make) for name, make in sorted(makers(_FOLDER).items())}
 
 
 def supervised_objective(name: str | Generator | LabelObjective) -> LabelObjective:
