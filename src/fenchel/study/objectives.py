@@ -45,11 +45,16 @@ def _named(given: str) -> tuple[str, LabelObjective]:
         predictor(objective)
     except (ValueError, TypeError) as error:
         raise StudyError(f"--objectives {name}: {one_line(error)}") from error
-    if all(not isinstance(part, str) and part.takes == EVERY for part in weights(objective)):
-        raise StudyError(f"--objectives {name}: a penalty alone learns no label; pass cross_entropy + {name}, say")
+    check_learns("--objectives", name, objective)
     if isinstance(objective, FenchelYoung) and objective.temperature == 1:
         name = generator(objective.generator).name
     return name, objective
+
+
+def check_learns(option: str, name: str, objective: LabelObjective) -> None:
+    """StudyError for an objective of penalties alone, as the value of an option."""
+    if all(not isinstance(part, str) and part.takes == EVERY for part in weights(objective)):
+        raise StudyError(f"{option} {name}: a penalty alone learns no label; pass cross_entropy + {name}, say")
 
 
 def weights(objective: LabelObjective) -> dict[LabelObjective | str, float]:

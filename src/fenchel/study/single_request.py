@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fenchel.integrations.losses import LabelLoss
+from fenchel.objectives.supervised import supervised_objective
 from fenchel.study.errors import StudyError, one_line
+from fenchel.study.objectives import check_learns
 from fenchel.study.request import check_least, check_positive, check_report_to
 
 
@@ -46,6 +48,7 @@ def checked(request: TrainRequest, report_to: str) -> TrainRequest:
         LabelLoss(request.objective, request.label_smoothing, request.backend)
     except (ValueError, TypeError) as error:
         raise StudyError(f"--objective {request.objective}: {one_line(error)}") from error
+    check_learns("--objective", request.objective, supervised_objective(request.objective))
     check_least(
         ("--steps", request.steps, 1),
         ("--batch-size", request.batch_size, 1),
@@ -55,6 +58,8 @@ def checked(request: TrainRequest, report_to: str) -> TrainRequest:
         ("--save-every", request.save_every, 1),
         ("--seed", request.seed, 0),
     )
+    if request.warmup is not None and request.warmup > request.steps:
+        raise StudyError(f"--warmup {request.warmup} is longer than the training: pass at most --steps {request.steps}")
     check_positive("--lr", request.lr)
     if not 0 <= request.weight_decay < math.inf:
         raise StudyError(f"--weight-decay must be a number >= 0, got {request.weight_decay:g}")
