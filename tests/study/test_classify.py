@@ -81,7 +81,7 @@ def test_noise_and_tail_befall_the_training_rows_alone() -> None:
         (("--folds", "1"), "--folds must be at least 2"),
         (("--data", "nowhere.csv"), "no such file, and no data set of that name"),
         (("--data", "iris", "--label", "a"), "iris has its labels"),
-        (("--data", "iris", "--folds", "51"), "a class has 50 rows"),
+        (("--data", "iris", "--folds", "51"), "class setosa has 50 rows; pass at most 50"),
         (("--steps", "3"), "--steps 3 does not go with --task classification"),
     ],
 )
@@ -110,7 +110,10 @@ def test_options_of_classification_are_refused_for_text(tmp_path: Path) -> None:
         ("a,label\n1,x\nnan,y\n", None, "must be a number, got nan"),
         ("a,label\n1,x\n2,x\n", None, "all labels are x"),
         ("a,label\n", None, "no rows"),
-        ("", None, "no label column"),
+        ("a,label\n1,x\n2,x\n3,y\n", None, "class y has 1 row; leave it out"),
+        ("a,label\n1,x,2\n2,y\n", None, "line 2 has more cells than the 2 columns"),
+        ("a,a,label\n1,2,x\n3,4,y\n", None, "names column a twice"),
+        ("", None, "is empty: pass a CSV file"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, label: str | None, message: str) -> None:

@@ -18,6 +18,7 @@ from fenchel.study.record import run_directory
 from fenchel.study.request import check_least
 from fenchel.study.runs import MANIFEST, existing, fingerprint, locked, write_json
 from fenchel.study.tables import Table, read_table
+from fenchel.study.words import count
 
 OBJECTIVES = ("kl", "alpha:1.5", "js", "gce:0.7", "nce + rce", "ldr")
 
@@ -72,9 +73,11 @@ def classify(request: ClassifyRequest, out: Path, *, console: Console | None = N
     console = Console(quiet=True) if console is None else console
     request = checked(request)
     table = read_table(request.data, request.label)
-    fewest = int(np.bincount(table.labels).min())
+    counts = np.bincount(table.labels)
+    rarest, fewest = table.classes[counts.argmin()], int(counts.min())
     if fewest < request.folds:
-        raise StudyError(f"--folds {request.folds}: a class has {fewest} rows; pass at most {fewest}, or more rows")
+        way = f"pass at most {fewest}, or more rows" if fewest > 1 else "leave it out, or pass more rows of it"
+        raise StudyError(f"--folds {request.folds}: class {rarest} has {count(fewest, 'row')}; {way}")
     with locked(out) as ours, full_disk(out):
         if existing(out, request.record(), ours=ours) is None:
             write_json(out / MANIFEST, _manifest(request, table, command))

@@ -17,6 +17,7 @@ from fenchel.integrations.cached import block_rows
 from fenchel.integrations.hooks import IGNORED, TEACHER_ROWS
 from fenchel.study.corpus import Document, position, split
 from fenchel.study.errors import StudyError, one_line
+from fenchel.study.words import count
 
 SEPARATOR = "<|endoftext|>"
 # Characters of training text that the tokeniser is fitted to: more changes few merges and costs seconds.
@@ -111,7 +112,9 @@ def prepare(
     """
     train, heldout = split(documents)
     if not train:
-        raise StudyError(f"the data {name} has {len(documents)} documents: at least 3 are needed to hold some out")
+        raise StudyError(
+            f"the data {name} has {count(len(documents), 'document')}: at least 3 are needed to hold some out"
+        )
     train = sorted(train, key=lambda document: (position(document.name), document.name))
     heldout = sorted(heldout, key=lambda document: (position(document.name), document.name))
     if isinstance(tokenizer, int):

@@ -50,10 +50,18 @@ def _csv(path: Path, label: str | None) -> Table:
             columns, rows = list(reader.fieldnames or ()), list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise StudyError(f"--data {path} is not a CSV file in UTF-8: {error}") from error
+    if not columns:
+        raise StudyError(f"--data {path} is empty: pass a CSV file whose first line names the columns")
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise StudyError(f"--data {path} names column {twice[0]} twice: pass columns of different names")
     column = label or next((name for name in LABELS if name in columns), None)
     if column is None or column not in columns:
         wanted = "no label column" if column is None else f"no column {column}"
-        raise StudyError(f"--data {path} has {wanted}: pass --label with one of {', '.join(columns) or 'none'}")
+        raise StudyError(f"--data {path} has {wanted}: pass --label with one of {', '.join(columns)}")
+    for line, row in enumerate(rows, 2):
+        if None in row:
+            raise StudyError(f"{path} line {line} has more cells than the {len(columns)} columns of the first line")
     features = [name for name in columns if name != column]
     if not features or not rows:
         raise StudyError(f"--data {path} has no {'rows' if features else 'columns beside the labels'}")
