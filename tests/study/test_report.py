@@ -233,6 +233,36 @@ def test_many_objectives_with_long_names_stay_apart(tmp_path):
     assert "better" in shown
 
 
+def test_a_narrow_terminal_cuts_no_word_of_the_caption(tmp_path):
+    names = (
+        "kl",
+        "focal:gamma=2",
+        "sce:alpha=0.1,beta=1",
+        "cross_entropy + 1e-4*log_partition",
+        "stablemax",
+        "alpha:1.5",
+    )
+    out = make_study(tmp_path / "s", names, (0, 1))
+    caption = words.intervals(analyse(load(out)).cells)
+    for width in range(70, 90):
+        console = Console(width=width, force_terminal=False)
+        with console.capture() as capture:
+            console.print(report.table(out))
+        assert " ".join(capture.get().split()).endswith(" ".join(caption.split())), width
+
+
+def test_the_results_of_many_objectives_may_be_broken_where_they_read_well(tmp_path):
+    out = make_study(tmp_path / "s", ("kl", "sce:alpha=0.1,beta=1", "focal:gamma=2"))
+    page, _, _ = read(report.write(out))
+    head = page[page.index('class="results"') :].partition("</thead>")[0]
+    assert "sce:alpha=0.1,<wbr>beta=1" in head
+    brackets = re.findall(r'<span class="delta">[^<\[]+ <span class="term">\[[^<]*, [^<]*\]</span></span>', page)
+    assert len(brackets) == page.count('<span class="delta">+') + page.count('<span class="delta">−') + page.count(
+        '<span class="delta">×'
+    )
+    assert brackets
+
+
 def test_colours_and_markers_tell_many_objectives_apart():
     looks = {(plots.colour(i), plots.symbol(i)) for i in range(20)}
     assert len(looks) == 20

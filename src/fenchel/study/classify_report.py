@@ -10,7 +10,7 @@ from fenchel.study.markup import Raw, el, join
 from fenchel.study.record import load
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 # fmt: off
 METRICS = (
@@ -124,7 +124,7 @@ def definitions() -> Raw:
     return join(el("h2", "Definitions"), el("div", el("table", el("tbody", *rows), class_="facts"), class_="scroll"))
 
 
-def table(out: Path) -> "Table":
+def table(out: Path) -> "Group":
     """The results for a terminal: objectives by metrics, a mark where the interval of the difference leaves zero out."""
     analysis = analyse(load(out), METRICS)
     return report.by_objective(analysis, METRICS, intervals(analysis))

@@ -18,6 +18,7 @@ from fenchel.study.markup import Raw, el, join
 from fenchel.study.record import NothingFinished, load
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 __all__ = ["NothingFinished", "table", "write"]
@@ -95,7 +96,7 @@ def _replace(path: Path, page: str) -> Path:
     return path
 
 
-def table(out_dir: Path) -> Table:
+def table(out_dir: Path) -> Group:
     """The results for a terminal: metric by objective, with differences, intervals and verdicts; of many objectives a row each.
 
     Raises:
@@ -114,7 +115,7 @@ def table(out_dir: Path) -> Table:
     if len(analysis.objectives) > COLUMNS:
         metrics = [words.METRIC[key] for key in MANY]
         return by_objective(analysis, metrics, f"The report has more metrics. {caption}")
-    shown = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left", pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("")
     for name in analysis.objectives:
         shown.add_column(Text(name + (" (baseline)" if name == study.baseline else "")), overflow="fold")
@@ -132,17 +133,25 @@ def table(out_dir: Path) -> Table:
                     cell.append("\n" + words.interval_text(c), style="dim")
             row.append(cell)
         shown.add_row(Text(metric.label), *row)
-    return shown
+    return _captioned(shown, caption)
 
 
-def by_objective(analysis: Analysis, metrics: Sequence[Metric], caption: str) -> Table:
+def _captioned(shown: Table, caption: str) -> Group:
+    # no caption of the table's own: that is wrapped to the table, and cut where the table is wider than the terminal
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(shown, Text(caption))
+
+
+def by_objective(analysis: Analysis, metrics: Sequence[Metric], caption: str) -> Group:
     """Objectives by metrics, with a mark where the interval of the difference leaves zero out."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     marks = f"{words.MARKS['better']} better, {words.MARKS['worse']} worse. {caption}"
-    shown = Table(box=box.SIMPLE_HEAD, caption=Text(marks), caption_justify="left", pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     kept = [m for m in metrics if not all(math.isnan(c.value) for c in analysis.cells[m.key].values())]
     shown.add_column("", overflow="fold", min_width=10)
     for metric in kept:
@@ -154,4 +163,4 @@ def by_objective(analysis: Analysis, metrics: Sequence[Metric], caption: str) ->
             mark = words.MARKS[c.verdict] + " " if c.verdict in ("better", "worse") else ""
             row.append(Text(mark + words.number(c.value, metric.unit)))
         shown.add_row(*row)
-    return shown
+    return _captioned(shown, marks)

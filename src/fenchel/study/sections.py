@@ -29,9 +29,17 @@ def name_tag(analysis: Analysis, objective: str) -> Raw:
     )
     terms = objective.replace(" + ", " +\n").split("\n")
     whole = ["term" if len(term) <= WHOLE else None for term in terms]
-    first = el("span", mark, terms[0], class_=whole[0])
-    others = [join(" ", el("span", term, class_=kind)) for term, kind in zip(terms[1:], whole[1:], strict=True)]
+    first = el("span", mark, _broken(terms[0]), class_=whole[0])
+    others = [
+        join(" ", el("span", _broken(term), class_=kind)) for term, kind in zip(terms[1:], whole[1:], strict=True)
+    ]
     return el("span", first, *others, class_="name")
+
+
+def _broken(term: str) -> Raw:
+    """A term that may be broken after the commas between its parameters."""
+    first, *others = term.split(",")
+    return join(first, *(join(",", el("wbr"), part) for part in others))
 
 
 def legend(analysis: Analysis) -> Raw:
@@ -111,7 +119,8 @@ def _cell(comparison: Comparison, best: float | None) -> Raw:
         return el("td", value)
     kind = comparison.verdict if comparison.verdict in ("better", "worse") else "even"
     chip = el("span", f"{words.MARKS[comparison.verdict]} {comparison.verdict}", class_=f"chip {kind}")
-    return el("td", value, " ", chip, el("span", words.interval_text(comparison), class_="delta"))
+    difference, bracket, ends = words.interval_text(comparison).partition("[")
+    return el("td", value, " ", chip, el("span", difference, el("span", bracket + ends, class_="term"), class_="delta"))
 
 
 def differences(analysis: Analysis, shown: Sequence[str] = SHOWN_DIFFERENCES) -> Raw | None:
