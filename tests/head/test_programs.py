@@ -308,6 +308,18 @@ def test_a_function_without_a_row_program_still_runs(monkeypatch):
     torch.testing.assert_close(*p, rtol=1e-6, atol=1e-9)
 
 
+def test_a_program_of_many_arguments():
+    """A stage of a row's function takes what the stages before it found, a number of the row each."""
+    z, numbers = torch.randn(9, 30), [torch.randn(9, 1) for _ in range(40)]
+
+    def fn(z, *numbers):
+        return (z * sum(numbers)).exp().sum(1, keepdim=True), *(z * x for x in numbers[:20])
+
+    got, want = run(fn, z, *numbers)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
 def test_tiles_too_small_for_torch_compile_have_row_programs_too(monkeypatch):
     monkeypatch.delenv("FENCHEL_COMPILE", raising=False)
     monkeypatch.setattr(torch, "compile", None)

@@ -20,6 +20,7 @@ from ..terms import check_skew, terms
 from ..vocab import LOCAL, Vocabulary
 from .derived import rows_of, total
 from .divergence_tiles import divergence_
+from .kept import kept
 from .opaque import one_by_one, returned, unmade
 from .pairs import OneHead, rows_that_count, two_heads, two_shards
 from .projection import MEMORY, logits_of, ranks_share, rows_per_tile
@@ -203,19 +204,19 @@ def _divergence(
     want: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Per-row divergences, and the wanted gradients of sum_i c_i D_i (empty tensors for the others)."""
-    keep = counted.nonzero().squeeze(1)
+    keep = kept(counted)
+    parts = keep.of(hp), keep.of(hq)
     dtype, vocab = _wide(hp, hq), Vocabulary(group, offset, classes, widest)
     heads = [
-        Head(hp[keep], wp, bp, cap_p, scale_p, (want[0], want[1], want[2])),
-        Head(hq[keep], wq, bq, cap_q, scale_q, (want[3], want[4], want[5])),
+        Head(parts[0], wp, bp, cap_p, scale_p, (want[0], want[1], want[2])),
+        Head(parts[1], wq, bq, cap_q, scale_q, (want[3], want[4], want[5])),
     ]
     g, needed = by_handle(number), (any(want[:3]), any(want[3:]))
     triton = chosen(backend, hp.device, group, partial(_obstacle, g, skew, dtype))
-    kernel = DivergenceKernel(g, skew, temperature, needed, dtype, len(keep) * len(wp), vocab, triton)
-    part, totals = sweep(heads, kernel, None if c is None else c[keep].to(dtype), memory, vocab=vocab)
-    rows = torch.zeros(len(counted), dtype=dtype, device=hp.device).index_copy_(0, keep, part.to(dtype))
+    kernel = DivergenceKernel(g, skew, temperature, needed, dtype, len(parts[0]) * len(wp), vocab, triton)
+    rows, totals = sweep(heads, kernel, None if c is None else keep.of(c).to(dtype), memory, vocab=vocab)
     out = returned(totals[0] + totals[1], (hp, wp, bp, hq, wq, bq), keep)
-    return rows, out[0], out[1], out[2], out[3], out[4], out[5]
+    return keep.back(rows.to(dtype)), out[0], out[1], out[2], out[3], out[4], out[5]
 
 
 def _obstacle(g: Generator, skew: float, dtype: torch.dtype) -> str | None:

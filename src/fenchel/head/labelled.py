@@ -17,6 +17,7 @@ from ..losses.fenchel_young import check_values, reduce, spread_target
 from ..losses.labelled import Labels, RowLoss, labelled_rows
 from ..opaque import differentiable, opaque
 from .derived import rows_of, total
+from .kept import kept
 from .opaque import one_by_one, returned, unmade
 from .projection import rows_per_tile
 from .rows import Rows, Tile, applied
@@ -131,16 +132,15 @@ def _labelled_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per-row losses, and the wanted gradients of sum_i c_i loss_i (empty tensors for the others)."""
     check_values(y, len(weight), ignore_index)
-    keep = (y != ignore_index).nonzero().squeeze(1)
-    part, labels, row_c = hidden[keep], y[keep], None if c is None else c[keep]
+    counted = kept(y != ignore_index)
+    part, labels, row_c = counted.of(hidden), counted.of(y), None if c is None else counted.of(c)
     head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
     kernel = LabelledKernel(
         Labelled(_losses[number], smoothing), labels, log_q, class_weight, part.shape[0] * len(weight)
     )
-    some, [grads] = sweep([head], kernel, row_c, memory)
-    rows = some.new_zeros(len(y)).index_copy_(0, keep, some)
-    out = returned(grads, (hidden, weight, bias), keep)
-    return rows, out[0], out[1], out[2]
+    rows, [grads] = sweep([head], kernel, row_c, memory)
+    out = returned(grads, (hidden, weight, bias), counted)
+    return counted.back(rows), out[0], out[1], out[2]
 
 
 @_labelled_op.register_fake

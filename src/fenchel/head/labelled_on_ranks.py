@@ -14,6 +14,7 @@ from torch import Tensor
 from ..losses.labelled import Labels, RowLoss, labelled_rows
 from ..vocab import Vocabulary
 from .derived import rows_of, total
+from .kept import kept
 from .labelled import pulled_
 from .lowered import Unwritable
 from .on_ranks import Sharded, recorded_rows, sharded
@@ -178,13 +179,13 @@ class SharedCall:
         assert hidden is not None
         assert weight is not None
         targets = self.targets
-        keep = targets.counted.nonzero().squeeze(1)
-        part = hidden.detach()[keep]
+        counted = kept(targets.counted)
+        part = counted.of(hidden.detach())
         head = Head(part, weight.detach(), bias, self.softcap, self.scale, (want[0], want[1], want[2]))
-        kernel = _kernel(replace(targets, y=targets.y[keep]), part.shape[0] * len(weight))
-        some, [grads] = sweep([head], kernel, None if c is None else c[keep], self.memory, 1, targets.vocab)
-        rows = some.new_zeros(len(hidden)).index_copy_(0, keep, some)
-        return rows, *returned(grads, tensors, keep)
+        kernel = _kernel(replace(targets, y=counted.of(targets.y)), part.shape[0] * len(weight))
+        row_c = None if c is None else counted.of(c)
+        rows, [grads] = sweep([head], kernel, row_c, self.memory, 1, targets.vocab)
+        return counted.back(rows), *returned(grads, tensors, counted)
 
 
 def _kernel(targets: SharedTargets, entries: int) -> Callable[..., tuple[Tensor, None]]:

@@ -12,11 +12,12 @@ from ..losses.fenchel_young import check_target, check_values
 from ..opaque import opaque
 from ..vocab import LOCAL, Vocabulary
 from .derived import rows_of
+from .kept import kept
 from .opaque import one_by_one, returned, unmade
 from .projection import MEMORY, autocast, check_head, ranks_share, rows_per_tile
 from .rows import Tile
 from .sweep import Head, sweep
-from .tiles import tile_function
+from .tiles import compiles, tile_function
 from .triton.use import check_backend, chosen
 
 __all__ = ["LogProbabilities", "linear_logp"]
@@ -182,15 +183,14 @@ def _logp(
     """[N, 3]: log-probability, entropy and logsumexp; and the wanted gradients of sum(c rows), c [N, 3] (empty tensors for the others)."""
     vocab = Vocabulary(group, offset, classes, widest)
     check_values(y, len(weight), ignore_index, vocab)
-    keep = (y != ignore_index).nonzero().squeeze(1)
-    head = Head(hidden[keep], weight, bias, softcap, scale, (want[0], want[1], want[2]))
-    kernel = LogpKernel(y[keep], temperature, len(keep) * len(weight), vocab, chosen(backend, hidden.device, group))
-    part, [grads] = sweep([head], kernel, None if c is None else c[keep].to(head.dtype), memory, kernel.spare, vocab)
-    rows = torch.zeros(len(y), 3, dtype=head.dtype, device=y.device)
-    if len(keep):
-        rows.index_copy_(0, keep, part)
-    out = returned(grads, (hidden, weight, bias), keep)
-    return rows, out[0], out[1], out[2]
+    counted = kept(y != ignore_index)
+    part, labels = counted.of(hidden), counted.of(y)
+    row_c = None if c is None else counted.of(c)
+    head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
+    kernel = LogpKernel(labels, temperature, len(part) * len(weight), vocab, chosen(backend, hidden.device, group))
+    rows, [grads] = sweep([head], kernel, None if row_c is None else row_c.to(head.dtype), memory, kernel.spare, vocab)
+    out = returned(grads, (hidden, weight, bias), counted)
+    return counted.back(rows.view(-1, 3)), out[0], out[1], out[2]
 
 
 @_logp.register_fake
@@ -217,7 +217,11 @@ class LogpKernel:
     entries: int
     vocab: Vocabulary = LOCAL
     triton: bool = False
-    spare = 1
+
+    @property
+    def spare(self) -> int:
+        """Tiles of scratch: what is not compiled keeps log-probabilities beside the logits."""
+        return 0 if self.triton or compiles(self.entries) else 1
 
     def __call__(self, logits: list[Tensor], rows: slice, c: Tensor | None) -> tuple[Tensor, None]:
         z, y = logits[0], self.y[rows]

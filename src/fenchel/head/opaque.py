@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kept import Kept
+
 __all__ = ["one_by_one", "returned", "unmade"]
 
 
-def returned(grads: Sequence[Tensor | None], like: Sequence[Tensor | None], keep: Tensor | None) -> list[Tensor]:
-    """Gradients in the dtypes of their tensors; keep: the rows that were kept of the hidden states, whose others get 0 (None: all were)."""
+def returned(grads: Sequence[Tensor | None], like: Sequence[Tensor | None], rows: Kept) -> list[Tensor]:
+    """Gradients in the dtypes of their tensors; rows: those that were kept of the hidden states, whose others get 0."""
     out = []
     for i, (x, of) in enumerate(zip(grads, like, strict=True)):
         if x is None or of is None:
             out.append(_nothing(like))
-        elif i % 3 == 0 and keep is not None:
-            out.append(torch.zeros_like(of).index_copy_(0, keep, x.to(of.dtype)))
         else:
-            out.append(x.to(of.dtype))
+            out.append(rows.back(x.to(of.dtype)) if i % 3 == 0 else x.to(of.dtype))
     return out
 
 

@@ -1,7 +1,7 @@
 /* Runs a row program over the rows of a call, and solves for the threshold of each. Included behind vector.h and the programs. */
 #include "threads.h"
 
-enum { GROUP = 4, MOST = 16, PADDING = 80, EVALUATIONS = 64 };
+enum { GROUP = 4, PADDING = 80, EVALUATIONS = 64 };
 
 typedef void (*Row)(int64_t v, REAL *const *in, REAL *const *store, double *out, REAL *scratch);
 
@@ -18,7 +18,7 @@ static REAL *scratch_rows(int64_t rows, int64_t v) { return malloc((size_t)(rows
 
 static void run_rows(void *arg, int64_t task) {
     Run *r = arg;
-    REAL *in[MOST], *store[MOST], *scratch = scratch_rows(r->scratch, r->v);
+    REAL *in[r->ins + 1], *store[r->stores + 1], *scratch = scratch_rows(r->scratch, r->v);
     if (!scratch) {
         atomic_store(&r->failed, 1);
         return;

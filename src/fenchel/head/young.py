@@ -32,6 +32,7 @@ from ..vocab import LOCAL, Vocabulary
 from . import kernels, native
 from .by_classes import accumulates, sweep_by_classes
 from .derived import rows_of, total
+from .kept import kept
 from .opaque import one_by_one, returned, unmade
 from .projection import MEMORY, autocast, check_head, ranks_share, rows_per_tile
 from .rows import Rows, Tile, applied
@@ -254,11 +255,8 @@ def _young(
     """Per-row losses, and the wanted gradients of sum_i c_i loss_i (empty tensors for the others)."""
     vocab = Vocabulary(group, offset, classes, widest)
     check_values(y, len(weight), ignore_index, vocab)
-    keep = (y != ignore_index).nonzero().squeeze(1)
-    all_kept = len(keep) == len(y)
-    part = hidden if all_kept else hidden[keep]
-    labels = y if all_kept else y[keep]
-    row_c = None if c is None else (c if all_kept else c[keep])
+    counted = kept(y != ignore_index)
+    part, labels, row_c = counted.of(hidden), counted.of(y), None if c is None else counted.of(c)
     head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
     g, entries = by_handle(number), len(part) * len(weight)
     triton = chosen(backend, hidden.device, group, partial(_obstacle, g, q.dtype))
@@ -268,10 +266,8 @@ def _young(
         rows, [grads] = sweep([head], kernel, row_c, memory, vocab=vocab)
     else:
         rows, grads = sweep_by_classes(head, YoungByClasses(kernel), row_c, memory, vocab)
-    if not all_kept:
-        rows = rows.new_zeros(len(y)).index_copy_(0, keep, rows)
-    out = returned(grads, (hidden, weight, bias), None if all_kept else keep)
-    return rows, out[0], out[1], out[2]
+    out = returned(grads, (hidden, weight, bias), counted)
+    return counted.back(rows), out[0], out[1], out[2]
 
 
 def _obstacle(g: Generator, dtype: torch.dtype) -> str | None:

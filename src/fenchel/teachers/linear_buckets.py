@@ -15,6 +15,7 @@ from ..checks import check_reduction
 from ..generators import Generator, by_handle
 from ..generators import generator as named
 from ..head.derived import rows_of, total
+from ..head.kept import kept
 from ..head.opaque import one_by_one, returned, unmade
 from ..head.pairs import rows_that_count
 from ..head.projection import MEMORY, rows_per_tile
@@ -151,15 +152,14 @@ def _buckets(
     want: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per-row divergences, and the wanted gradients of sum_i c_i D_i (empty tensors for the others)."""
-    keep = counted.nonzero().squeeze(1)
-    head = Head(hidden[keep], weight, bias, softcap, scale, (want[0], want[1], want[2]))
-    kernel = BucketKernel(
-        by_handle(number), teacher_first, temperature, indices[keep], buckets[keep], len(keep) * len(weight)
-    )
-    part, [grads] = sweep([head], kernel, None if c is None else c[keep].to(head.dtype), memory)
-    rows = torch.zeros(len(counted), dtype=head.dtype, device=hidden.device).index_copy_(0, keep, part)
+    keep = kept(counted)
+    part = keep.of(hidden)
+    head = Head(part, weight, bias, softcap, scale, (want[0], want[1], want[2]))
+    entries = len(part) * len(weight)
+    kernel = BucketKernel(by_handle(number), teacher_first, temperature, keep.of(indices), keep.of(buckets), entries)
+    rows, [grads] = sweep([head], kernel, None if c is None else keep.of(c).to(head.dtype), memory)
     out = returned(grads, (hidden, weight, bias), keep)
-    return rows, out[0], out[1], out[2]
+    return keep.back(rows), out[0], out[1], out[2]
 
 
 @_buckets.register_fake
