@@ -260,6 +260,8 @@ def test_in_a_grid_search():
     [
         ({"objective": "no_such"}, "objective: got 'no_such'; known"),
         ({"objective": "tv"}, "no operator or loss"),
+        ({"objective": "entropy_penalty"}, "objective: got 'entropy_penalty', and a penalty alone learns no label"),
+        ({"objective": "0.1*log_partition + logit_penalty"}, "a penalty alone learns no label"),
         ({"objective": "focal:-1"}, "gamma: got -1"),
         ({"l2": -1.0}, "l2: got -1.0"),
         ({"solver": "sgd"}, "solver: got 'sgd'; pass one of lbfgs, adam"),

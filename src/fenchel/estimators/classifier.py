@@ -18,6 +18,7 @@ from torch import Tensor
 from ..checks import check_number, check_positive, check_weight
 from ..generators import Generator
 from ..objectives.supervised import LabelObjective, predictions, supervised_objective
+from ..objectives.supervised.objective import EVERY
 from ..objectives.supervised.predictions import predictor
 from .layers import Layers, initial, scores
 from .minimise import SOLVERS, epochs, minimised
@@ -61,8 +62,8 @@ class FenchelClassifier(ClassifierMixin, BaseEstimator):
         priors_: q of the training [V], or None.
 
     Raises:
-        ValueError: from `fit`, before anything is trained: an unknown objective, one class alone, a prior that is not positive, a parameter outside its domain,
-            NaN features or other rows than scikit-learn allows.
+        ValueError: from `fit`, before anything is trained: an unknown objective or a penalty alone, one class alone, a prior that is not positive,
+            a parameter outside its domain, NaN features or other rows than scikit-learn allows.
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -270,6 +271,10 @@ class FenchelClassifier(ClassifierMixin, BaseEstimator):
         if not 0 < check_number("validation_fraction", self.validation_fraction) < 1:
             raise ValueError(f"validation_fraction: got {self.validation_fraction}; pass a number between 0 and 1")
         objective = supervised_objective(self.objective)
+        if objective.takes == EVERY:
+            raise ValueError(
+                f"objective: got {self.objective!r}, and a penalty alone learns no label; pass it beside another, as in 'cross_entropy + 0.1*entropy_penalty'"
+            )
         predictor(objective)
         return objective
 
