@@ -124,7 +124,7 @@ def tile_function(fn: Callable[..., Any], of: Any, entries: int) -> Callable[...
     """`fn` for one `of`, compiled if a compiler is there and the work is large. FENCHEL_COMPILE=0 turns it off, =1 compiles for any size."""
     if not compiles(entries):
         return lambda *args: fn(*args, of)
-    large = entries >= LARGE or _wanted() == "1"
+    large = _large(entries)
     if vocabulary_of(of).group:
         return in_stages(fn, of, lambda stage: _compiled(stage, large))
     return _compiled(_bound(fn, of), large)
@@ -132,9 +132,15 @@ def tile_function(fn: Callable[..., Any], of: Any, entries: int) -> Callable[...
 
 def compiles(entries: int) -> bool:
     """Whether `tile_function` compiles."""
-    if _wanted() == "0" or not (entries >= SMALL or _wanted() == "1"):
+    if _wanted() == "0":
         return False
-    return native.available() or ((entries >= LARGE or _wanted() == "1") and _compiler())
+    large = _large(entries)
+    return (large or entries >= SMALL) and (native.available() or (large and _compiler()))
+
+
+def _large(entries: int) -> bool:
+    """Whether torch.compile is worth its time, where there is no row program."""
+    return entries >= LARGE or _wanted() == "1"
 
 
 def _wanted() -> str:
